@@ -1,0 +1,120 @@
+"""The S-head's alignment layers: the designs of the paper's Table 2, under one interface."""
+
+from collections.abc import Sequence
+
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+
+from .deform_conv import deform_conv2d
+from .sparse_conv import conv_at, gather_at
+
+
+class ConvAlignment(nn.Module):
+    """Table 2 (a): a plain k x k convolution; the guidance is not used."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        """
+        Args:
+            x: (N, C, H, W) features of one level.
+            guidance: (N, 4, H, W) deltas of the refinement module at the same positions.
+
+        Returns:
+            (N, O, H, W) aligned features, before the activation.
+        """
+        return self.conv(x)
+
+    def at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
+        """
+        The same at M positions of each map only.
+
+        Args:
+            index: (N, M) int64, row-major positions in [0, H * W).
+
+        Returns:
+            (N, M, O), before the activation.
+        """
+        return conv_at(x, index, None, self.conv.weight, self.conv.bias)
+
+
+class DeformAlignment(ConvAlignment):
+    """Table 2 (b): a deformable convolution whose offsets come from the features themselves."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.offset = nn.Conv2d(
+            in_channels, 2 * kernel_size**2, kernel_size, padding=kernel_size // 2
+        )
+
+    def offsets(self, x: Tensor, guidance: Tensor) -> Tensor:
+        """(N, 2 * k * k, H, W) offsets in pixels of x, (dy, dx) for each kernel point."""
+        return self.offset(x)
+
+    def offsets_at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
+        """(N, M, 2 * k * k): the offsets at M positions."""
+        return conv_at(x, index, None, self.offset.weight, self.offset.bias)
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        return deform_conv2d(x, self.offsets(x, guidance), self.conv.weight, self.conv.bias)
+
+    def at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
+        offsets = self.offsets_at(x, guidance, index)
+        return conv_at(x, index, offsets, self.conv.weight, self.conv.bias)
+
+
+class GuidedAlignment(DeformAlignment):
+    """
+    Table 2 (c), (d): guided deformable convolution. A micro-network of three 1x1 convs computes the
+    offsets from the refinement module's deltas at that position (3.3).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        offset_dims: Sequence[int] = (64, 128),
+    ):
+        super().__init__(in_channels, out_channels, kernel_size)
+        layers, channels = [], 4
+        for dim in offset_dims:
+            layers += [Conv2d(channels, dim, 1, activation=nn.ReLU())]
+            channels = dim
+        self.offset = nn.Sequential(*layers, Conv2d(channels, 2 * kernel_size**2, 1))
+
+    def offsets(self, x: Tensor, guidance: Tensor) -> Tensor:
+        return self.offset(guidance)
+
+    def offsets_at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
+        return self.offset(gather_at(guidance, index)).squeeze(3).transpose(1, 2)
+
+
+ALIGNMENTS: dict[str, type[ConvAlignment]] = {
+    "conv": ConvAlignment,
+    "deform": DeformAlignment,
+    "guided": GuidedAlignment,
+}
+
+
+def build_alignment(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    offset_dims: Sequence[int] = (64, 128),
+) -> ConvAlignment:
+    """One alignment layer by name; ValueError for an unknown name or an even kernel."""
+    if name not in ALIGNMENTS:
+        raise ValueError(
+            f"MODEL.MIMICDET.STUDENT.ALIGNMENT is {name!r}; it must be one of {sorted(ALIGNMENTS)}"
+        )
+    if kernel_size % 2 == 0:
+        raise ValueError(
+            f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES must be odd numbers, got {kernel_size}"
+        )
+    if name == "guided":
+        return GuidedAlignment(in_channels, out_channels, kernel_size, offset_dims)
+    return ALIGNMENTS[name](in_channels, out_channels, kernel_size)

@@ -1,0 +1,54 @@
+"""
+Losses: pure functions. Shape shorthand: see structures.py.
+
+Every loss of an empty input is a zero that is still connected to the graph.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float) -> Tensor:
+    """
+    Binary cross-entropy of the refinement module, summed over all anchors that are not ignored,
+    divided by the normalizer (3.2).
+
+    Args:
+        logits: (...), any shape; labels: the same shape, 1 positive, 0 negative, -1 ignored.
+    """
+    valid = labels >= 0
+    targets = labels[valid].to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits[valid], targets, reduction="sum")
+    return loss / normalizer
+
+
+def box_l1_loss(pred_deltas: Tensor, gt_deltas: Tensor, normalizer: float) -> Tensor:
+    """L1 over (b, 4) deltas of positive boxes, summed, divided by the normalizer (3.2, 3.3)."""
+    return F.l1_loss(pred_deltas, gt_deltas, reduction="sum") / normalizer
+
+
+def classification_loss(logits: Tensor, gt_classes: Tensor) -> Tensor:
+    """Softmax cross-entropy, mean over (b,) boxes; logits (b, K + 1), background last (3.3)."""
+    return F.cross_entropy(logits, gt_classes, reduction="sum") / max(len(gt_classes), 1)
+
+
+def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """
+    One branch of the paper's Eq. 1: mean over boxes of 1 - cosine(student, teacher).
+
+    Args:
+        student, teacher: (b, D). Computed in float32 whatever comes in: a cosine in half precision
+            loses the digits that are left when the branches agree.
+
+    Returns:
+        scalar in [0, 2]; 0 for no boxes. Raises ValueError where the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"mimic loss needs features of one shape, got student {tuple(student.shape)} and "
+            f"teacher {tuple(teacher.shape)}"
+        )
+    with torch.autocast(student.device.type, enabled=False):
+        cosine = F.cosine_similarity(student.float(), teacher.float(), dim=1)
+        return (1 - cosine).sum() / max(len(cosine), 1)

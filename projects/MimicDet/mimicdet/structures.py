@@ -1,0 +1,88 @@
+"""
+Small typed records that modules of MimicDet hand to each other.
+
+Shape shorthand, used all over the package:
+
+    N: images in the batch            L: pyramid levels of the one-stage part (P3..P7: 5)
+    Hl, Wl: size of level l's map     R: positions of all levels = sum of Hl * Wl; one anchor each
+    Ri: proposals of image i          B: boxes of the batch = sum of Ri
+    K: foreground classes             D: width of the mimicked features
+
+A *position* is an index in [0, R): levels in the order of MODEL.RPN.IN_FEATURES, row-major inside
+a level. It names an anchor, its adjusted box and the S-head's output at that place alike.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RefinementPredictions:
+    """What the refinement module says of every anchor of the batch (3.2)."""
+
+    pred_objectness_logits: Tensor  # (N, R)
+    pred_anchor_deltas: Tensor  # (N, R, 4), in the parametrisation of MODEL.RPN.BBOX_REG_WEIGHTS
+    delta_maps: list[Tensor]  # L x (N, 4, Hl, Wl): the same deltas, as the S-head's guidance
+    anchors: Tensor  # (R, 4), XYXY in input pixels
+    anchor_levels: Tensor  # (R,), int64 in [0, L)
+
+
+@dataclass(frozen=True)
+class HeadPredictions:
+    """Outputs of either detection head for B boxes, and the features that are mimicked (3.3)."""
+
+    pred_class_logits: Tensor  # (B, K + 1), background last
+    pred_box_deltas: Tensor  # (B, 4), class-agnostic, relative to the adjusted anchor box
+    class_features: Tensor  # (B, D): what the logits are computed from
+    box_features: Tensor  # (B, D): what the deltas are computed from
+
+    def select(self, indices: Tensor) -> "HeadPredictions":
+        """The predictions of some of the boxes; indices: (b,) int64 in [0, B)."""
+        return HeadPredictions(
+            self.pred_class_logits[indices],
+            self.pred_box_deltas[indices],
+            self.class_features[indices],
+            self.box_features[indices],
+        )
+
+
+@dataclass(frozen=True)
+class LabelledBoxes:
+    """Proposals of all images, one after another, with the objects that they are matched to."""
+
+    boxes: Tensor  # (B, 4), XYXY in input pixels
+    gt_boxes: Tensor  # (B, 4); meaningless where gt_classes is not an object's
+    gt_classes: Tensor  # (B,) int64; K: background, -1: ignored
+
+    def select(self, indices: Tensor) -> "LabelledBoxes":
+        """Some of the boxes; indices: int64 indices or a mask."""
+        return LabelledBoxes(self.boxes[indices], self.gt_boxes[indices], self.gt_classes[indices])
+
+    def foreground(self, num_classes: int) -> Tensor:
+        """Mask (B,) of the boxes that are matched to an object."""
+        return (self.gt_classes >= 0) & (self.gt_classes < num_classes)
+
+
+@dataclass(frozen=True)
+class BoxQuery:
+    """Boxes that a student asks a teacher about: where, and on which level they were found."""
+
+    boxes: list[Tensor]  # N x (Bi, 4), XYXY in input pixels, detached
+    levels: list[Tensor]  # N x (Bi,), int64 in [0, L)
+
+
+@dataclass(frozen=True)
+class TrainingTensors:
+    """The distillation seam: what one training step of MimicDet offers to the trainer."""
+
+    student: HeadPredictions | None  # at the boxes sampled for the T-head; None: no S-head
+    teacher: HeadPredictions | None  # the same boxes, same order; None: no T-head here
+    query: BoxQuery  # those boxes, for a teacher that lives elsewhere (Table 5)
+
+
+def split_positions(sizes: list[int], device: torch.device) -> Tensor:
+    """Image index of each of sum(sizes) concatenated boxes: (B,) int64."""
+    counts = torch.as_tensor(sizes, device=device)
+    return torch.repeat_interleave(torch.arange(len(sizes), device=device), counts)

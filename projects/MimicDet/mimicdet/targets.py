@@ -1,0 +1,134 @@
+"""
+Assignment, labelling and sampling: pure functions without gradients.
+
+Boxes are XYXY in input pixels. Shape shorthand: see structures.py; G: ground-truth boxes of one
+image, C: crowd boxes of one image.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def responsible_levels(scales: Tensor, base_scales: Tensor, scale_range: Sequence[float]) -> Tensor:
+    """
+    Which levels are responsible for boxes of given scales (3.2).
+
+    Args:
+        scales: (G,) sqrt(width * height) of each box, input pixels.
+        base_scales: (L,) ascending S_l, input pixels.
+        scale_range: (eta1, eta2); level l covers [S_l * eta1, S_l * eta2], both ends included.
+
+    Returns:
+        (L, G) bool. Smaller scales than any level's go to the first level, larger to the last.
+    """
+    low = base_scales[:, None] * scale_range[0]
+    high = base_scales[:, None] * scale_range[1]
+    responsible = (scales[None] >= low) & (scales[None] <= high)
+    responsible[0] |= scales < low[0]
+    responsible[-1] |= scales > high[-1]
+    return responsible
+
+
+@torch.no_grad()
+def assign_anchors(
+    anchors: Tensor,
+    anchor_levels: Tensor,
+    gt_boxes: Tensor,
+    crowd_boxes: Tensor,
+    base_scales: Tensor,
+    scale_range: Sequence[float] = (1.0, 2.0),
+    center_ratio: float = 0.3,
+    match_nearest: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """
+    Label the anchors of one image by scale and centre, not by IoU (3.2).
+
+    An anchor is positive for a box when its level is responsible for the box and its centre lies
+    in the box shrunk to center_ratio about its centre. Not in the paper: of several such boxes the
+    smallest is taken; anchors whose centre lies in a crowd box and that are not positive are
+    ignored; match_nearest gives a box without any positive anchor the nearest one of its levels
+    that lies inside it.
+
+    Args:
+        anchors: (R, 4); anchor_levels: (R,) int64; gt_boxes: (G, 4); crowd_boxes: (C, 4).
+        base_scales: (L,) S_l in input pixels; scale_range: (eta1, eta2).
+
+    Returns:
+        labels: (R,) int64, 1 positive, 0 negative, -1 ignored.
+        matched_idxs: (R,) int64, the box of each positive anchor; 0 elsewhere.
+    """
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    labels = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+    matched_idxs = torch.zeros_like(labels)
+    if len(gt_boxes):
+        sizes = gt_boxes[:, 2:] - gt_boxes[:, :2]
+        areas = sizes.prod(dim=1).clamp(min=0)
+        responsible = responsible_levels(areas.sqrt(), base_scales, scale_range)[anchor_levels]
+        offsets = (centers[:, None] - (gt_boxes[None, :, :2] + gt_boxes[None, :, 2:]) / 2).abs()
+        candidates = responsible & (offsets <= center_ratio * sizes / 2).all(dim=2)
+        if match_nearest:
+            inside = responsible & (offsets <= sizes / 2).all(dim=2)
+            candidates |= _nearest_candidates(offsets, inside) & ~candidates.any(dim=0)
+        # The smallest candidate box of each anchor; infinite where there is none.
+        cost = torch.where(candidates, areas, areas.new_tensor(float("inf")))
+        best, matched = cost.min(dim=1)
+        positive = torch.isfinite(best)
+        labels[positive] = 1
+        matched_idxs[positive] = matched[positive]
+    if len(crowd_boxes):
+        inside = (centers[:, None] >= crowd_boxes[None, :, :2]) & (
+            centers[:, None] <= crowd_boxes[None, :, 2:]
+        )
+        labels[inside.all(dim=2).any(dim=1) & (labels == 0)] = -1
+    return labels, matched_idxs
+
+
+def _nearest_candidates(offsets: Tensor, allowed: Tensor) -> Tensor:
+    """The allowed anchor nearest to each box's centre, as an (R, G) mask; none where none is."""
+    distances = offsets.square().sum(dim=2).masked_fill(~allowed, float("inf"))
+    nearest = distances.argmin(dim=0)
+    mask = torch.zeros_like(allowed)
+    mask[nearest, torch.arange(allowed.shape[1], device=allowed.device)] = True
+    return mask & allowed
+
+
+@torch.no_grad()
+def sample_labels(
+    gt_classes: Tensor,
+    num_samples: int,
+    positive_fraction: float,
+    num_classes: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """
+    Draw boxes for the T-head: at most num_samples * positive_fraction positives, the rest
+    negatives (4.1), without replacement. Negatives fill the places of missing positives; missing
+    negatives stay missing, as in Fast R-CNN.
+
+    Args:
+        gt_classes: (Ri,) int64; num_classes means background, below 0 ignored.
+
+    Returns:
+        indices into gt_classes, positives first.
+    """
+    positive = torch.nonzero((gt_classes >= 0) & (gt_classes < num_classes)).squeeze(1)
+    negative = torch.nonzero(gt_classes == num_classes).squeeze(1)
+    positive = draw(positive, int(num_samples * positive_fraction), generator)
+    negative = draw(negative, num_samples - len(positive), generator)
+    return torch.cat([positive, negative])
+
+
+@torch.no_grad()
+def draw(indices: Tensor, at_most: int, generator: torch.Generator | None = None) -> Tensor:
+    """At most `at_most` of the indices, at random without replacement: (min(n, at_most),)."""
+    device = indices.device if generator is None else generator.device
+    order = torch.randperm(len(indices), generator=generator, device=device)[:at_most]
+    return indices[order.to(indices.device)]
+
+
+@torch.no_grad()
+def mine_hard(losses: Tensor, topk: int) -> Tensor:
+    """Indices of the topk highest losses of one image (3.3, 4.1); all where there are fewer."""
+    return losses.topk(min(topk, len(losses))).indices
