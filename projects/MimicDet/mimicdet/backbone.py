@@ -1,0 +1,129 @@
+"""Backbone with the staggered feature pyramid (3.1)."""
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from torch import Tensor, nn
+
+
+class StaggeredFPN(FPN):
+    """
+    Detectron2's FPN with P2..P7 in training and only what inference asks for in evaluation.
+
+    In evaluation neither the lateral nor the output convolution of a level runs that is finer than
+    every one of eval_out_features: P2 costs nothing (3.1).
+    """
+
+    def __init__(self, *args, eval_out_features: Sequence[str] | None = None, **kwargs):
+        """
+        Args:
+            eval_out_features: names of the levels that evaluation reads; None: all. It can be set
+                later, on the attribute of the same name.
+            args, kwargs: see Detectron2's FPN.
+        """
+        super().__init__(*args, **kwargs)
+        if self._fuse_type != "sum":
+            raise ValueError(f"StaggeredFPN adds levels up, got fuse_type {self._fuse_type!r}")
+        self.eval_out_features = eval_out_features
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (N, 3, H, W) normalised images, H and W divisible by size_divisibility.
+
+        Returns:
+            maps by name, high to low resolution: (N, C, H / stride, W / stride).
+        """
+        wanted = self._out_features if self.training else self.eval_out_features
+        wanted = set(self._out_features if wanted is None else wanted)
+        bottom_up = self.bottom_up(x)
+        results: dict[str, Tensor] = {}
+        top_down = None
+        # From low to high resolution; nothing below the finest level that is wanted.
+        names = self._out_features[: len(self.in_features)][::-1]
+        finest = max(i for i, name in enumerate(names) if name in wanted or i == 0)
+        for name, feature, lateral, output in zip(
+            names[: finest + 1], self.in_features[::-1], self.lateral_convs, self.output_convs
+        ):
+            lateral_features = lateral(bottom_up[feature])
+            if top_down is not None:
+                lateral_features = lateral_features + F.interpolate(
+                    top_down, scale_factor=2.0, mode="nearest"
+                )
+            top_down = lateral_features
+            if name in wanted:
+                results[name] = output(top_down)
+        if self.top_block is not None:
+            tops = self._out_features[len(self.in_features) :]
+            top_in = bottom_up.get(self.top_block.in_feature)
+            top_in = results[self.top_block.in_feature] if top_in is None else top_in
+            results.update(zip(tops, self.top_block(top_in)))
+        return {name: results[name] for name in self._out_features if name in results}
+
+
+def used_levels(cfg) -> list[str]:
+    """Pyramid levels that some part of the configured model reads."""
+    levels = list(cfg.MODEL.RPN.IN_FEATURES)
+    if cfg.MODEL.MIMICDET.TEACHER.ENABLED:
+        levels += cfg.MODEL.ROI_HEADS.IN_FEATURES
+    return levels
+
+
+def _initialise_pyramid(fpn: FPN, method: str) -> None:
+    if method not in ("he", "xavier"):
+        raise ValueError(f"MODEL.MIMICDET.FPN.INIT must be 'he' or 'xavier', got {method!r}")
+    if method == "xavier":  # what Detectron2's FPN has done already
+        return
+    for name, module in fpn.named_modules():
+        if isinstance(module, nn.Conv2d) and not name.startswith("bottom_up"):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
+    """
+    ResNet or ResNeXt of MODEL.RESNETS with the staggered pyramid: levels of MODEL.FPN.IN_FEATURES
+    (P2..P5), P6 = 3x3 stride-2 conv on C5, P7 = the same on ReLU(P6) (3.1).
+
+    A level that no head reads (P2 without a T-head) is not built: it would have parameters without
+    gradients, which DistributedDataParallel refuses.
+    """
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    missing = [f for f in (*cfg.MODEL.FPN.IN_FEATURES, "res5") if f not in shapes]
+    if missing:
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES needs {missing}, which MODEL.RESNETS.OUT_FEATURES "
+            f"{list(shapes)} does not give; P6 and P7 need res5"
+        )
+    used = used_levels(cfg)
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES)
+    while in_features and _pyramid_name(shapes[in_features[0]].stride) not in used:
+        in_features.pop(0)
+    if not in_features:
+        raise ValueError(
+            f"MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES {used} use no level of "
+            f"MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}"
+        )
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    fpn = StaggeredFPN(
+        bottom_up,
+        in_features,
+        channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7(shapes["res5"].channels, channels, "res5"),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        eval_out_features=None,
+    )
+    _initialise_pyramid(fpn, cfg.MODEL.MIMICDET.FPN.INIT)
+    return fpn
+
+
+def _pyramid_name(stride: int) -> str:
+    return f"p{int(math.log2(stride))}"

@@ -1,0 +1,248 @@
+"""The S-head: the one-stage detection head, the student (3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .labels import cat_labelled, regression_loss
+from .layers import build_alignment, split_by_level
+from .losses import classification_loss
+from .postprocess import detections
+from .structures import HeadPredictions, LabelledBoxes
+from .targets import draw, mine_hard
+
+INITS = ("gaussian", "he")
+REG_NORMALIZERS = ("mined", "positives")
+
+
+class StudentHead(nn.Module):
+    """
+    Alignment layer, then for each branch a 1x1 conv to the mimicked feature and one to the output.
+
+    The 1x1 convs are linear layers on positions: what is asked for at some positions is computed
+    there alone, which changes no number.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        alignment: str,
+        kernel_sizes: Sequence[int],
+        alignment_dim: int,
+        offset_dims: Sequence[int],
+        feature_dim: int,
+        dual_path: bool,
+        detach_guidance: bool,
+        sparse: bool,
+        init: str,
+        box2box_transform: Box2BoxTransform,
+        hard_mining_topk: int,
+        max_reg_positives: int,
+        reg_normalizer: str,
+        loss_weights: tuple[float, float],
+        test_thresholds: tuple[float, float, int],
+    ):
+        """
+        Args:
+            in_channels: channels of every level; num_classes: K, background not counted.
+            alignment: a name of layers.ALIGNMENTS; kernel_sizes: its kernel on each level. Levels
+                of equal kernel share one layer (3.3: P3 has its own 3x3, P4..P7 share a 5x5).
+            alignment_dim, offset_dims, feature_dim: widths.
+            dual_path: False: one feature feeds both outputs (Table 3's light and heavy rows).
+            detach_guidance: the deltas that guide the offsets carry no gradient.
+            sparse: compute the alignment layer at the asked positions alone; False: on whole maps.
+                The numbers and the state_dict are the same.
+            init: "gaussian" or "he".
+            hard_mining_topk, max_reg_positives: boxes an image that train the branches (4.1).
+            reg_normalizer: "mined" or "positives"; loss_weights: of (classification, box).
+            test_thresholds: (score, NMS IoU, detections) of inference (4.2).
+        """
+        super().__init__()
+        if init not in INITS:
+            raise ValueError(f"MODEL.MIMICDET.STUDENT.INIT must be one of {INITS}, got {init!r}")
+        if reg_normalizer not in REG_NORMALIZERS:
+            raise ValueError(
+                f"MODEL.MIMICDET.STUDENT.REG_NORMALIZER must be one of {REG_NORMALIZERS}, got "
+                f"{reg_normalizer!r}"
+            )
+        self.box2box_transform = box2box_transform
+        self.hard_mining_topk = hard_mining_topk
+        self.max_reg_positives = max_reg_positives
+        self.reg_normalizer = reg_normalizer
+        self.loss_weights = loss_weights
+        self.test_thresholds = test_thresholds
+        self.num_classes = num_classes
+        self.kernel_sizes = list(kernel_sizes)
+        self.detach_guidance = detach_guidance
+        self.sparse = sparse
+        self.alignments = nn.ModuleDict(
+            {
+                f"k{k}": build_alignment(alignment, in_channels, alignment_dim, k, offset_dims)
+                for k in sorted(set(kernel_sizes))
+            }
+        )
+        if dual_path:
+            self.class_feature = nn.Linear(alignment_dim, feature_dim)
+            self.box_feature = nn.Linear(alignment_dim, feature_dim)
+        else:
+            self.shared_feature = nn.Linear(alignment_dim, feature_dim)
+        self.dual_path = dual_path
+        self.class_logits = nn.Linear(feature_dim, num_classes + 1)
+        self.box_deltas = nn.Linear(feature_dim, 4)
+        self._initialise(init)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        keys = cfg.MODEL.MIMICDET.STUDENT
+        in_features = cfg.MODEL.RPN.IN_FEATURES
+        if len(keys.KERNEL_SIZES) != len(in_features):
+            raise ValueError(
+                f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES {keys.KERNEL_SIZES} must have one kernel for "
+                f"each level of MODEL.RPN.IN_FEATURES {in_features}"
+            )
+        return {
+            "in_channels": input_shape[in_features[0]].channels,
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "alignment": keys.ALIGNMENT,
+            "kernel_sizes": keys.KERNEL_SIZES,
+            "alignment_dim": keys.ALIGNMENT_DIM,
+            "offset_dims": keys.OFFSET_DIMS,
+            "feature_dim": keys.FEATURE_DIM,
+            "dual_path": keys.DUAL_PATH,
+            "detach_guidance": keys.DETACH_GUIDANCE,
+            "sparse": keys.SPARSE,
+            "init": keys.INIT,
+            "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+            "hard_mining_topk": keys.HARD_MINING_TOPK,
+            "max_reg_positives": keys.MAX_REG_POSITIVES,
+            "reg_normalizer": keys.REG_NORMALIZER,
+            "loss_weights": (keys.CLS_LOSS_WEIGHT, keys.REG_LOSS_WEIGHT),
+            "test_thresholds": (
+                cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+                cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+                cfg.TEST.DETECTIONS_PER_IMAGE,
+            ),
+        }
+
+    def _initialise(self, init: str) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        if init == "he":
+            hidden = [alignment.conv for alignment in self.alignments.values()]
+            names = ("class_feature", "box_feature", "shared_feature")
+            hidden += [getattr(self, name) for name in names if hasattr(self, name)]
+            for module in hidden:
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
+    def forward(
+        self, features: list[Tensor], delta_maps: list[Tensor], positions: list[Tensor]
+    ) -> HeadPredictions:
+        """
+        Args:
+            features: L x (N, C, Hl, Wl).
+            delta_maps: L x (N, 4, Hl, Wl), the refinement module's deltas.
+            positions: N x (Ri,) int64 in [0, R): where the outputs are wanted.
+
+        Returns:
+            predictions for B = sum of Ri boxes, image after image.
+        """
+        return self.predict(self.aligned_features(features, delta_maps, positions))
+
+    def aligned_features(
+        self, features: list[Tensor], delta_maps: list[Tensor], positions: list[Tensor]
+    ) -> Tensor:
+        """The alignment layer's output, after its ReLU, at the positions: (B, alignment_dim)."""
+        if self.detach_guidance:
+            delta_maps = [x.detach() for x in delta_maps]
+        layers = [self.alignments[f"k{kernel}"] for kernel in self.kernel_sizes]
+        if not self.sparse:
+            maps = [layer(*inputs) for layer, *inputs in zip(layers, features, delta_maps)]
+            rows = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+            return F.relu(torch.cat([rows[i, wanted] for i, wanted in enumerate(positions)]))
+        index, valid, order = split_by_level(positions, [x.shape[2] * x.shape[3] for x in features])
+        found = [
+            layer.at(*inputs)[kept]
+            for layer, kept, *inputs in zip(layers, valid, features, delta_maps, index)
+        ]
+        return F.relu(torch.cat(found)[order])
+
+    def predict(self, aligned: Tensor) -> HeadPredictions:
+        """aligned: (..., alignment_dim), channels last; outputs keep the leading dimensions."""
+        if self.dual_path:
+            class_features = F.relu(self.class_feature(aligned))
+            box_features = F.relu(self.box_feature(aligned))
+        else:
+            class_features = box_features = F.relu(self.shared_feature(aligned))
+        return HeadPredictions(
+            pred_class_logits=self.class_logits(class_features),
+            pred_box_deltas=self.box_deltas(box_features),
+            class_features=class_features,
+            box_features=box_features,
+        )
+
+    def losses(self, predictions: HeadPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
+        """
+        loss_student_cls over each image's hardest boxes, loss_student_loc over a draw of its
+        positives (4.1).
+
+        Args:
+            predictions: for all proposals; proposals: N labelled proposal sets, the same boxes.
+        """
+        boxes = cat_labelled(proposals)
+        mined, positive = self._select(predictions.pred_class_logits, boxes, proposals)
+        cls_loss = classification_loss(
+            predictions.pred_class_logits[mined], boxes.gt_classes[mined]
+        )
+        divisor = mined if self.reg_normalizer == "mined" else positive
+        loc_loss = regression_loss(
+            predictions.pred_box_deltas[positive],
+            boxes.select(positive),
+            self.box2box_transform,
+            max(len(divisor), 1),
+        )
+        return {
+            "loss_student_cls": self.loss_weights[0] * cls_loss,
+            "loss_student_loc": self.loss_weights[1] * loc_loss,
+        }
+
+    @torch.no_grad()
+    def _select(
+        self, class_logits: Tensor, boxes: LabelledBoxes, proposals: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """Indices, among all images' boxes, that train (classification, regression)."""
+        # An ignored box has no loss and must not be mined before those that have one.
+        hardness = F.cross_entropy(
+            class_logits.float(), boxes.gt_classes, reduction="none", ignore_index=-1
+        ).masked_fill(boxes.gt_classes < 0, -1.0)
+        foreground = boxes.foreground(self.num_classes)
+        mined, positive, start = [], [], 0
+        for count in map(len, proposals):
+            part = slice(start, start + count)
+            mined.append(start + mine_hard(hardness[part], self.hard_mining_topk))
+            found = torch.nonzero(foreground[part]).squeeze(1)
+            positive.append(start + draw(found, self.max_reg_positives))
+            start += count
+        mined = torch.cat(mined)
+        return mined[boxes.gt_classes[mined] >= 0], torch.cat(positive)
+
+    def detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:
+        """Final detections of N images in the size of the network's input (4.2)."""
+        return detections(
+            [x.proposal_boxes.tensor for x in proposals],
+            predictions.pred_class_logits,
+            predictions.pred_box_deltas,
+            [x.image_size for x in proposals],
+            self.box2box_transform,
+            *self.test_thresholds,
+        )
