@@ -1,0 +1,34 @@
+"""Detectron2's dataset mapper, keeping the boxes of crowds for the losses that ignore them."""
+
+from typing import Any
+
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data.transforms import TransformList
+from detectron2.structures import Boxes
+
+
+class MimicDatasetMapper(DatasetMapper):
+    """
+    DatasetMapper whose training output also has "crowd_boxes".
+
+    "crowd_boxes" is a Boxes of (C, 4) float32, XYXY in pixels of the augmented image, clipped to
+    it: the annotations with iscrowd=1, which Detectron2's own mapper drops. C may be 0.
+    """
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]
+    ) -> None:
+        crowds = [
+            utils.transform_instance_annotations(
+                {"bbox": x["bbox"], "bbox_mode": x["bbox_mode"]}, transforms, image_shape
+            )["bbox"]
+            for x in dataset_dict["annotations"]
+            if x.get("iscrowd", 0) == 1
+        ]
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        rows = [torch.as_tensor(box, dtype=torch.float32) for box in crowds]
+        boxes = Boxes(torch.stack(rows) if rows else torch.zeros(0, 4))
+        # Augmentation by cropping can leave nothing of a crowd.
+        dataset_dict["crowd_boxes"] = boxes[boxes.nonempty()]

@@ -1,0 +1,39 @@
+"""Collects what is wrong in a user's data, so that one run reports all of it."""
+
+from pathlib import Path
+
+_SHOWN_PER_KIND = 3
+
+
+class Problems:
+    """
+    Faults found in one file or folder, grouped by kind; each names its record.
+
+    The same record of faults serves for errors (`raise_if_any`) and for warnings (`summary`).
+    """
+
+    def __init__(self, source: str | Path):
+        self.source = source
+        self._records: dict[str, list[str]] = {}
+
+    def add(self, kind: str, record: str) -> None:
+        self._records.setdefault(kind, []).append(record)
+
+    def __len__(self) -> int:
+        return sum(len(records) for records in self._records.values())
+
+    def summary(self) -> str:
+        """One line: the source, each kind with its count and its first records."""
+        kinds = []
+        for kind, records in self._records.items():
+            shown = ", ".join(records[:_SHOWN_PER_KIND])
+            more = len(records) - _SHOWN_PER_KIND
+            kinds.append(
+                f"{kind} ({len(records)}): {shown}" + (f" and {more} more" if more > 0 else "")
+            )
+        return f"{self.source}: " + "; ".join(kinds)
+
+    def raise_if_any(self) -> None:
+        """Raise ValueError with the summary."""
+        if self._records:
+            raise ValueError(self.summary())
