@@ -1,0 +1,28 @@
+"""MimicDet for Detectron2: importing this registers its components and data sets."""
+
+from . import data, model_zoo
+from .backbone import StaggeredFPN, build_resnet_staggered_fpn_backbone
+from .config import add_mimicdet_config
+from .distillation import DISTILLATION_REGISTRY, DistillationMethod, Distiller, build_distiller
+from .meta_arch import MimicDet
+from .refinement import RefinementModule
+from .student_head import StudentHead
+from .teacher_head import MimicTeacherHeads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DISTILLATION_REGISTRY",
+    "DistillationMethod",
+    "Distiller",
+    "MimicDet",
+    "MimicTeacherHeads",
+    "RefinementModule",
+    "StaggeredFPN",
+    "StudentHead",
+    "add_mimicdet_config",
+    "build_distiller",
+    "build_resnet_staggered_fpn_backbone",
+    "data",
+    "model_zoo",
+]

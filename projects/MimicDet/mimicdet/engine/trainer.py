@@ -1,0 +1,123 @@
+"""Detectron2's DefaultTrainer with the distillation seam, checks and the best checkpoint."""
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+
+import torch
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
+from detectron2.utils import comm
+
+from ..data import MimicDatasetMapper
+from ..distillation import build_distiller
+from .checkpoint import MimicCheckpointer
+from .hooks import BestCheckpointer
+from .tta import MimicDetWithTTA
+
+logger = logging.getLogger(__name__)
+
+
+class MimicTrainer(DefaultTrainer):
+    """
+    Trains MimicDet with its mimic loss in the loss dict, and any other Detectron2 model as it is.
+
+    What trains is a Distiller around the model; what is saved, evaluated and exported is the model.
+    """
+
+    def __init__(self, cfg):
+        """
+        Args:
+            cfg: see setup_cfg. Like DefaultTrainer's constructor, whose wiring it repeats because
+                model, optimizer and checkpointer there are the same module.
+        """
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        student = self.build_model(cfg)
+        on_gpu = next(student.parameters()).is_cuda
+        if cfg.SOLVER.AMP.ENABLED:  # half-precision convolutions are made for this layout
+            student.to(memory_format=torch.channels_last)
+        distiller = build_distiller(cfg, student)
+        optimizer = self.build_optimizer(cfg, distiller)
+        data_loader = self.build_train_loader(cfg)
+        devices = {} if on_gpu else {"device_ids": None}  # Detectron2 assumes GPUs
+        model = create_ddp_model(distiller, broadcast_buffers=False, **devices)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED and on_gpu else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        extra = {"distillation": distiller.methods} if list(distiller.methods.parameters()) else {}
+        self.checkpointer = MimicCheckpointer(
+            student, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **extra
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self):
+        """Detectron2's hooks, and the best checkpoint behind the evaluation."""
+        hooks = super().build_hooks()
+        if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
+            best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, _metric(self.cfg))
+            hooks.insert(-1, best)  # before the writers
+        return hooks
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        """Detectron2's loader; the mapper keeps the boxes of crowds."""
+        mapper = MimicDatasetMapper(cfg, is_train=True)
+        return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        """COCO's or Pascal VOC's metric, as the data set's metadata say."""
+        if output_folder is None:
+            output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+        if evaluator_type == "coco":
+            return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
+        if evaluator_type == "pascal_voc":
+            return DatasetEvaluators([PascalVOCDetectionEvaluator(dataset_name)])
+        raise ValueError(
+            f"DATASETS.TEST: {dataset_name} asks for the evaluator {evaluator_type!r}; MimicDet "
+            "detects boxes and evaluates coco and pascal_voc"
+        )
+
+    @classmethod
+    def test_with_tta(cls, cfg, model):
+        """Evaluate under TEST.AUG; the results' keys end in _TTA."""
+        logger.info("Evaluating with test-time augmentation")
+        evaluators = [
+            cls.build_evaluator(
+                cfg, name, output_folder=os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+            )
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, MimicDetWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def _metric(cfg) -> str:
+    """What the best checkpoint is judged by: AP of boxes on the first test set."""
+    name = cfg.DATASETS.TEST[0]
+    return "bbox/AP" if len(cfg.DATASETS.TEST) == 1 else f"{name}/bbox/AP"
