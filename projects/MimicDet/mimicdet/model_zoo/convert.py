@@ -1,0 +1,150 @@
+"""Bring torchvision's ImageNet backbones into Detectron2's format."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to.
+ARCHITECTURES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
+
+# What torchvision's weights expect of an image, in Detectron2's unit (0 to 255, RGB).
+PIXEL_MEAN = [123.675, 116.28, 103.53]
+PIXEL_STD = [58.395, 57.12, 57.375]
+
+_RENAMES = (
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer(\d)\.", lambda match: f"res{int(match.group(1)) + 1}."),
+    (r"(^|\.)bn(\d)\.", r"\1conv\2.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
+# The classifier, and the batch norms' step counters that Detectron2's FrozenBN has not.
+_DROPPED = re.compile(r"^fc\.|\.num_batches_tracked$")
+_CONVERTED = re.compile(
+    r"^(stem\.conv1|res[2-5]\.\d+\.(conv[1-3]|shortcut))"
+    r"(\.weight|\.norm\.(weight|bias|running_mean|running_var))$"
+)
+
+
+def detectron2_key(key: str) -> str:
+    """Detectron2's name of a torchvision ResNet's parameter. Raises ValueError: it has none."""
+    converted = key
+    for pattern, replacement in _RENAMES:
+        converted = re.sub(pattern, replacement, converted)
+    if not _CONVERTED.match(converted):
+        raise ValueError(f"{key!r} is no parameter of a torchvision ResNet or ResNeXt")
+    return converted
+
+
+def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """
+    Rename the parameters of a torchvision ResNet or ResNeXt to those of Detectron2's ResNet.
+
+    The classifier is dropped. Nothing is transposed or rescaled: both store conv weights as
+    (out, in / groups, k, k).
+
+    Raises:
+        ValueError: a key is not a torchvision ResNet's, or a stage is missing.
+    """
+    converted = {
+        detectron2_key(key): value.detach().cpu().numpy()
+        for key, value in state_dict.items()
+        if not _DROPPED.search(key)
+    }
+    for part in ("stem", "res2", "res3", "res4", "res5"):
+        if not any(key.startswith(part + ".") for key in converted):
+            raise ValueError(f"The weights have no {part}: not a whole ResNet")
+    return converted
+
+
+def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") -> dict[str, Any]:
+    """
+    Published weights of torchvision, fetched to its cache.
+
+    Args:
+        architecture: one of ARCHITECTURES.
+        weights: a member of the architecture's weight enum, e.g. "IMAGENET1K_V1".
+
+    Raises:
+        ValueError: unknown architecture, or it has no such weights.
+    """
+    # Here, not above: every import of mimicdet.model_zoo would pay for torchvision's models.
+    import torchvision
+
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"Unknown backbone {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+    enum = torchvision.models.get_model_weights(architecture)
+    if weights not in enum.__members__:
+        raise ValueError(
+            f"{architecture} has no weights {weights!r}; known: {', '.join(enum.__members__)}"
+        )
+    return dict(enum[weights].get_state_dict(progress=True, check_hash=True))
+
+
+def load_weights_file(path: str | Path) -> dict[str, Any]:
+    """
+    State dict of a local .pth file; one that is wrapped as {"state_dict": ...} or {"model": ...}
+    is unwrapped. Only tensors are read, no code is run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds no state dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no file of tensors that torch.save wrote: {error}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    return dict(content)
+
+
+def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K_V1") -> int:
+    """
+    Write torchvision's backbone as a .pkl that MODEL.WEIGHTS takes.
+
+    Args:
+        source: one of ARCHITECTURES, or the path of a .pth file with such a model's state dict.
+        output: the .pkl to write; its folder is made.
+        weights: which of torchvision's weights of that architecture; unused for a file.
+
+    Returns:
+        Number of arrays written.
+
+    Raises:
+        ValueError: unknown architecture or weights, or not a ResNet's state dict, or `output` does
+            not end in .pkl (by which Detectron2 knows the format).
+        FileNotFoundError: `source` looks like a file and there is none.
+    """
+    output = Path(output)
+    if output.suffix != ".pkl":
+        raise ValueError(f"The output must end in .pkl, not {output.name!r}")
+    is_file = source.endswith((".pth", ".pt")) or Path(source).is_file()
+    state_dict = load_weights_file(source) if is_file else load_torchvision_weights(source, weights)
+    model = convert_state_dict(state_dict)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "wb") as file:
+        # matching_heuristics: Detectron2 finds the backbone inside whatever model it is part of.
+        pickle.dump(
+            {"model": model, "__author__": "torchvision", "matching_heuristics": True}, file
+        )
+    return len(model)

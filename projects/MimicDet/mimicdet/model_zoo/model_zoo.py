@@ -1,0 +1,101 @@
+"""Find a config of configs/ by its name and load it."""
+
+import difflib
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_mimicdet_config
+
+# Where configs/ can lie: inside the package (a built distribution) or at the repository's root.
+_HERE = Path(__file__).resolve().parent
+_CONFIG_FOLDERS = (_HERE / "configs", (_HERE / "../../../../configs").resolve())
+
+# Address of the trained checkpoint of a config, as list_configs() spells it; Detectron2's
+# checkpointer fetches it. Empty: none is published yet.
+_CHECKPOINTS: dict[str, str] = {}
+
+
+def _config_root() -> Path:
+    for folder in _CONFIG_FOLDERS:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        "MimicDet's configs/ folder is missing; looked at "
+        + " and ".join(str(folder) for folder in _CONFIG_FOLDERS)
+    )
+
+
+def list_configs() -> list[str]:
+    """Names of all models' configs relative to configs/, sorted; the Base-*.yaml are left out."""
+    root = _config_root()
+    names = (path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not Path(name).name.startswith("Base-"))
+
+
+def _full_name(name: str) -> str:
+    """A name as list_configs() spells it; see get_config_file() for the spellings it takes."""
+    wanted = name if name.endswith(".yaml") else name + ".yaml"
+    known = list_configs()
+    if wanted in known:
+        return wanted
+    matches = [full for full in known if Path(full).name == wanted]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ValueError(f"The config name {name!r} is ambiguous: {', '.join(matches)}")
+    near = difflib.get_close_matches(wanted, known + [Path(full).name for full in known], n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"There is no config {name!r} in {_config_root()}{hint}")
+
+
+def get_config_file(name: str) -> str:
+    """
+    Path of a config file.
+
+    Args:
+        name: as list_configs() spells it, e.g. "COCO-Detection/mimicdet_R_50_FPN_1x.yaml"; the
+            ".yaml" may be left out, and the folder too where the file's name is unique.
+
+    Raises:
+        ValueError: there is no such config, or several have this name.
+    """
+    return str(_config_root() / _full_name(name))
+
+
+def get_checkpoint(name: str) -> str:
+    """
+    Address of the trained checkpoint of a config.
+
+    Raises:
+        ValueError: there is no such config.
+        RuntimeError: no checkpoint of it is published.
+    """
+    full_name = _full_name(name)
+    if full_name not in _CHECKPOINTS:
+        raise RuntimeError(
+            f"No trained checkpoint is published for {full_name}; train it, "
+            "then set MODEL.WEIGHTS to its model_final.pth"
+        )
+    return _CHECKPOINTS[full_name]
+
+
+def get_config(name: str, trained: bool = False) -> CfgNode:
+    """
+    A config, loaded over Detectron2's and MimicDet's defaults.
+
+    Args:
+        name: see get_config_file().
+        trained: True sets MODEL.WEIGHTS to the published checkpoint; False leaves the ImageNet
+            weights (or none) that training starts from.
+
+    Raises:
+        ValueError: there is no such config, or several have this name.
+        RuntimeError: `trained`, and no checkpoint of it is published.
+    """
+    cfg = get_cfg()
+    add_mimicdet_config(cfg)
+    cfg.merge_from_file(get_config_file(name))
+    if trained:
+        cfg.MODEL.WEIGHTS = get_checkpoint(name)
+    return cfg
