@@ -1,0 +1,213 @@
+"""Training curves, drawn from the metrics.json that Detectron2's JSONWriter writes."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# A scalar's name -> its iterations (rising) and values.
+Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+# One colour a part of the system; classification solid, localisation dashed.
+_PART_COLORS = {
+    "refine": "#7f7f7f",
+    "student": "#1f77ff",
+    "teacher": "#ff7f0e",
+    "mimic": "#1b9e47",
+}
+# Levels P0..P7, the coarser the paler.
+_LEVEL_COLORS = ("#111", "#222", "#333", "#3b2a6b", "#5b4b94", "#7d70b0", "#a197c8", "#c3bcdf")
+_AP_COLORS = {"AP": "#1f77ff", "AP50": "#1b9e47", "AP75": "#944ddb"}
+_COSINE_NAMES = {"mimic/cosine_cls": "classification", "mimic/cosine_loc": "localisation"}
+
+
+@dataclass
+class _Panel:
+    """One set of axes: its title and the scalars that it shows."""
+
+    title: str
+    keys: list[str] = field(default_factory=list)
+    scale: str = "linear"
+
+
+def read_metrics(
+    metrics_json_path: str | PathLike[str],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    Read Detectron2's metrics.json: one JSON object a line, each with its "iteration".
+
+    A run that was resumed writes some iterations twice: the last value counts. A line that is no
+    JSON object (the last one of a run that was killed) is left out with a warning.
+
+    Returns:
+        for each scalar, its iterations, rising, int64, and its values, float64.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no record at all.
+    """
+    path = Path(metrics_json_path)
+    values: dict[str, dict[int, float]] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            iteration = int(record["iteration"])
+        except (ValueError, TypeError, KeyError):
+            logging.getLogger(__name__).warning(
+                "%s, line %d is no record and is left out", path, number
+            )
+            continue
+        for key, value in record.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if key != "iteration" and is_number:
+                values.setdefault(key, {})[iteration] = float(value)
+    if not values:
+        raise ValueError(f"'{path}' holds no training records")
+    metrics = {}
+    for key, series in values.items():
+        iterations = sorted(series)
+        metrics[key] = (np.array(iterations), np.array([series[i] for i in iterations]))
+    return metrics
+
+
+def _panels(keys: Iterable[str]) -> list[_Panel]:
+    """Group the scalars into panels; panels without a scalar are left out."""
+    names = sorted(keys)
+    parts = [k for part in _PART_COLORS for k in names if k.startswith(f"loss_{part}_")]
+    others = [k for k in names if k.startswith("loss_") and k not in parts]
+    losses = [k for k in names if k == "total_loss"] + parts + others
+    precision = [k for k in names if re.search(r"(^|/)bbox/AP(50|75)?$", k)]
+    counts = [k for k in names if "num_foreground" in k or "num_positives" in k]
+    cosines = [k for k in _COSINE_NAMES if k in names]
+    panels = [
+        _Panel("Losses", losses, scale="log"),
+        _Panel("Average precision on held-out data", precision),
+        _Panel("Mimicking: mean cosine of student and teacher", cosines),
+        _Panel("Learning rate", [k for k in names if k == "lr"]),
+        # Zero is what such a plot must be able to show: no plain logarithm.
+        _Panel("Boxes that train the parts", counts, scale="symlog"),
+    ]
+    return [panel for panel in panels if panel.keys]
+
+
+def _line_style(key: str) -> dict[str, object]:
+    """Choose colour, dash and legend text of a scalar by its name."""
+    if key == "total_loss":
+        return {"color": "black", "linewidth": 2.2, "label": "total"}
+    match = re.fullmatch(r"loss_(\w+?)_(\w+)", key)
+    if match:
+        part, what = match.groups()
+        style: dict[str, object] = {"linestyle": "--" if what == "loc" else "-"}
+        if part in _PART_COLORS:
+            style["color"] = _PART_COLORS[part]
+        return {**style, "label": f"{part} {what}"}
+    if key in _COSINE_NAMES:
+        return {"color": _PART_COLORS["mimic"], "label": _COSINE_NAMES[key]} | (
+            {"linestyle": "--"} if key.endswith("_loc") else {}
+        )
+    match = re.fullmatch(r"(?:(.*)/)?bbox/(AP\d*)", key)
+    if match:
+        label = match[2] if match[1] is None else f"{match[1]}: {match[2]}"
+        # Several data sets: matplotlib's own colour cycle keeps their lines apart.
+        single = {"color": _AP_COLORS[match[2]]} if match[1] is None else {}
+        return {**single, "label": label, "marker": "o", "markersize": 4}
+    match = re.fullmatch(r"(\w+)/num_(foreground|positives_p(\d+))", key)
+    if match and match[3]:
+        return {"color": _LEVEL_COLORS[int(match[3]) % 8], "label": f"positives on P{match[3]}"}
+    if match and match[1] in _PART_COLORS:
+        return {"color": _PART_COLORS[match[1]], "label": f"{match[1]} foreground", "linewidth": 2}
+    return {"label": key}
+
+
+def _draw_panel(axes: Axes, panel: _Panel, metrics: Metrics, last: int) -> None:
+    positive = False
+    for key in panel.keys:
+        iterations, values = metrics[key]
+        style = {"linewidth": 1.5, **_line_style(key)}
+        if len(iterations) == 1:
+            style["marker"] = "o"
+        axes.plot(iterations, values, **style)
+        positive = positive or bool((values > 0).any())
+    axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold")
+    axes.set_xlabel("iteration")
+    # The same time axis everywhere, so that panels can be compared.
+    axes.set_xlim(0, 1.02 * max(last, 1))
+    if panel.scale == "symlog":
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_ylim(bottom=0)
+    elif panel.scale == "log" and positive:
+        axes.set_yscale("log")
+    if panel.title.startswith("Average"):
+        axes.set_ylim(0, 100)
+    axes.grid(True, which="major", color="#d9dde3", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(panel.keys) > 4:
+        # Beside the panel: there are too many lines to keep clear of.
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif len(panel.keys) > 1:
+        axes.legend(fontsize=8, edgecolor="none", framealpha=0.85)
+
+
+def build_figure(metrics: Metrics, title: str = "") -> Figure:
+    """
+    Draw a panel for each group of scalars that `metrics` holds.
+
+    Raises:
+        ValueError: it holds none that is plotted.
+    """
+    panels = _panels(metrics)
+    if not panels:
+        raise ValueError("no losses, AP, cosines, box counts or learning rates to plot")
+    columns = min(len(panels), 2)
+    # An odd number: the first panel, the losses as a rule, takes a whole row.
+    wide = len(panels) % 2
+    rows = (len(panels) + wide) // 2
+    figure = Figure(figsize=(6.6 * columns, 3.9 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # Agg whatever the user's backend is, and pyplot's state untouched.
+    grid = figure.add_gridspec(rows, columns)
+    last = max(int(metrics[key][0][-1]) for panel in panels for key in panel.keys)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index + wide, 2)
+        spans = wide and index == 0
+        axes = figure.add_subplot(grid[0, :] if spans else grid[row, column])
+        _draw_panel(axes, panel, metrics, last)
+    if title:
+        figure.suptitle(title, fontsize=14, fontweight="bold")
+    return figure
+
+
+def plot_curves(
+    metrics_json_path: str | PathLike[str], output_png: str | PathLike[str], title: str = ""
+) -> None:
+    """
+    Draw the curves of a training run: losses, AP, mimic cosines, box counts, learning rate.
+
+    Panels appear for what the file holds; see `read_metrics` for what it may look like.
+
+    Args:
+        metrics_json_path: OUTPUT_DIR/metrics.json of a run.
+        output_png: the picture; its folder is made if it is missing.
+        title: headline.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no scalar that is plotted.
+    """
+    metrics = read_metrics(metrics_json_path)
+    try:
+        figure = build_figure(metrics, title)
+    except ValueError as error:
+        raise ValueError(f"'{metrics_json_path}': {error}") from error
+    path = Path(output_png)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")

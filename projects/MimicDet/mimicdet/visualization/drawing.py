@@ -1,0 +1,180 @@
+"""Drawing primitives that all pictures share: fonts, class colours, labelled boxes."""
+
+import colorsys
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+Rect = tuple[float, float, float, float]
+
+# Easy to tell apart, and legible on photographs as on drawings.
+_PALETTE: tuple[Color, ...] = (
+    (31, 119, 255),
+    (255, 127, 14),
+    (27, 158, 71),
+    (214, 39, 40),
+    (148, 77, 219),
+    (0, 178, 190),
+    (245, 200, 0),
+    (227, 66, 168),
+    (140, 86, 75),
+    (120, 190, 33),
+    (20, 60, 150),
+    (110, 120, 130),
+)
+_GOLDEN_RATIO = 0.618033988749895
+_EDGE: Color = (20, 20, 24)
+
+
+@dataclass(frozen=True)
+class BoxStyle:
+    """How boxes are drawn; sizes in pixels of the picture."""
+
+    line_width: int = 3
+    font_size: int = 14
+
+
+def class_color(index: int) -> Color:
+    """Return the RGB colour (0..255) of class `index`, the same in every picture."""
+    if index < len(_PALETTE):
+        return _PALETTE[index]
+    hue = (index * _GOLDEN_RATIO) % 1.0
+    value = 0.95 if index % 2 else 0.75
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def text_color(background: Color) -> Color:
+    """Return black or near-white, whichever is easier to read on `background` (RGB, 0..255)."""
+    red, green, blue = background
+    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
+    return (0, 0, 0) if luminance > 150 else (255, 255, 255)
+
+
+@functools.lru_cache(maxsize=32)
+def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """
+    Return DejaVu Sans in `size` pixels.
+
+    The file comes with matplotlib, which Detectron2 needs anyway, so that no font of the system
+    is required.
+    """
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(path), size)
+
+
+def draw_box(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int, dashed: bool) -> None:
+    """Draw one XYXY box (pixels) with a thin dark edge that keeps it visible on any background."""
+    x0, y0, x1, y1 = box
+    half = width // 2
+    outer = (x0 - half - 1, y0 - half - 1, x1 + half + 1, y1 + half + 1)
+    if dashed:
+        _draw_dashed(draw, box, color, width)
+        return
+    draw.rectangle(outer, outline=_EDGE, width=width + 2)
+    draw.rectangle((x0 - half, y0 - half, x1 + half, y1 + half), outline=color, width=width)
+
+
+def _draw_dashed(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int) -> None:
+    x0, y0, x1, y1 = box
+    dash = 4 * width
+    for x in np.arange(x0, x1, 2 * dash):
+        end = min(x + dash, x1)
+        draw.line((x, y0, end, y0), fill=color, width=width)
+        draw.line((x, y1, end, y1), fill=color, width=width)
+    for y in np.arange(y0, y1, 2 * dash):
+        end = min(y + dash, y1)
+        draw.line((x0, y, x0, end), fill=color, width=width)
+        draw.line((x1, y, x1, end), fill=color, width=width)
+
+
+def _overlap(a: Rect, b: Rect) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def place_label(box: Rect, size: tuple[float, float], bounds: Rect, taken: Sequence[Rect]) -> Rect:
+    """
+    Choose where the label of `box` goes.
+
+    Args:
+        box: XYXY, pixels.
+        size: width and height of the label, pixels.
+        bounds: XYXY of the picture; the label is kept inside.
+        taken: labels placed before, XYXY.
+
+    Returns:
+        XYXY of the label: the first of above, inside, below and their right-aligned twins that
+        covers the least of the labels placed before.
+    """
+    x0, y0, x1, y1 = box
+    width, height = size
+    candidates = [
+        (x, y)
+        for x in (x0, x1 - width)
+        for y in (y0 - height, y0, y1 - height, y1)
+        if bounds[1] <= y <= bounds[3] - height
+    ] or [(x0, y0)]
+    best: Rect = (0.0, 0.0, 0.0, 0.0)
+    best_cost = float("inf")
+    for x, y in candidates:
+        left = min(max(x, bounds[0]), max(bounds[2] - width, bounds[0]))
+        top = min(max(y, bounds[1]), max(bounds[3] - height, bounds[1]))
+        rect = (left, top, left + width, top + height)
+        cost = sum(_overlap(rect, other) for other in taken)
+        if cost < best_cost:
+            best, best_cost = rect, cost
+    return best
+
+
+def draw_labelled_boxes(
+    image: Image.Image,
+    boxes: np.ndarray,
+    colors: Sequence[Color],
+    labels: Sequence[str],
+    dashed: Sequence[bool] | None = None,
+    style: BoxStyle | None = None,
+) -> None:
+    """
+    Draw boxes and their labels on `image`, in place; the first box ends up on top.
+
+    Args:
+        image: an RGB picture.
+        boxes: (N, 4) XYXY in pixels of `image`.
+        colors: N RGB colours.
+        labels: N texts; an empty one draws no label.
+        dashed: N flags; None: every line is solid.
+        style: line and font size.
+    """
+    style = style or BoxStyle()
+    draw = ImageDraw.Draw(image)
+    font = load_font(style.font_size, bold=True)
+    flags = dashed if dashed is not None else [False] * len(boxes)
+    rects = [_as_rect(box) for box in boxes]
+    for rect, color, flag in reversed(list(zip(rects, colors, flags, strict=True))):
+        draw_box(draw, rect, color, style.line_width, flag)
+    # Labels after all the boxes: no line runs through a text.
+    taken: list[Rect] = []
+    for rect, color, label in zip(rects, colors, labels, strict=True):
+        if not label:
+            continue
+        ascent, descent = font.getmetrics()
+        size = (font.getlength(label) + 8, float(ascent + descent + 2))
+        where = place_label(rect, size, (0.0, 0.0, float(image.width), float(image.height)), taken)
+        taken.append(where)
+        draw.rounded_rectangle(where, radius=3, fill=color, outline=_EDGE, width=1)
+        draw.text((where[0] + 4, where[1] + 1), label, font=font, fill=text_color(color))
+
+
+def _as_rect(box: np.ndarray) -> Rect:
+    """Order the corners: Pillow refuses a rectangle whose right side is left of its left one."""
+    x0, y0, x1, y1 = (float(value) for value in box)
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)

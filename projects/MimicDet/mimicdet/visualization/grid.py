@@ -1,0 +1,356 @@
+"""An image grid: detections beside ground truth."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from PIL import Image, ImageDraw
+
+from .drawing import BoxStyle, class_color, draw_labelled_boxes, load_font
+
+# COCO-format results: a file, its records, or a predictor (DefaultPredictor: BGR image -> output).
+Detections = str | PathLike[str] | Sequence[dict[str, Any]] | Callable[[np.ndarray], dict[str, Any]]
+
+_BACKGROUND = (247, 248, 250)
+_CARD = (255, 255, 255)
+_CARD_EDGE = (217, 221, 227)
+_MAT = (32, 34, 40)
+_INK = (28, 32, 40)
+_FAINT = (105, 113, 125)
+_MARGIN = 18
+_PADDING = 10
+_HEADER = 26
+
+
+@dataclass
+class _Objects:
+    """The boxes of one image, XYXY in its own pixels, best first when they carry scores."""
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray | None = None
+    crowd: np.ndarray | None = None
+
+
+def draw_detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    classes: Sequence[int] | np.ndarray,
+    scores: Sequence[float] | np.ndarray | None,
+    class_names: Sequence[str],
+    *,
+    width: int | None = None,
+    crowd: Sequence[bool] | np.ndarray | None = None,
+) -> np.ndarray:
+    """
+    Draw boxes with class names, and scores where given, on an image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        boxes: (N, 4) XYXY in pixels of `image`.
+        classes: N contiguous class ids, 0..len(class_names) - 1.
+        scores: N scores 0..1, or None for ground truth.
+        class_names: name of each class.
+        width: picture's width in pixels, the image is resized to it before lines and texts are
+            drawn, so that they stay crisp; None: as the image.
+        crowd: N flags; crowd regions are drawn dashed.
+
+    Returns:
+        uint8 RGB array of shape (H', W', 3).
+
+    Raises:
+        ValueError: lengths differ, the image is no RGB image, or a class id has no name.
+    """
+    objects = _checked_objects(image, boxes, classes, scores, crowd, len(class_names))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    scale = 1.0 if width is None else width / picture.width
+    if scale != 1.0:
+        size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    labels = [class_names[index] for index in objects.classes]
+    if objects.scores is not None:
+        labels = [f"{name} {s:.2f}" for name, s in zip(labels, objects.scores, strict=True)]
+    if objects.crowd is not None:
+        labels = [
+            f"{label} (crowd)" if flag else label
+            for label, flag in zip(labels, objects.crowd, strict=True)
+        ]
+    draw_labelled_boxes(
+        picture,
+        objects.boxes * scale,
+        [class_color(int(index)) for index in objects.classes],
+        labels,
+        dashed=None if objects.crowd is None else objects.crowd.tolist(),
+        style=_style_for(picture.width),
+    )
+    return np.asarray(picture)
+
+
+def _style_for(width: int) -> BoxStyle:
+    return BoxStyle(
+        line_width=int(np.clip(width // 150, 2, 4)), font_size=int(np.clip(width // 36, 11, 18))
+    )
+
+
+def _checked_objects(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    classes: Sequence[int] | np.ndarray,
+    scores: Sequence[float] | np.ndarray | None,
+    crowd: Sequence[bool] | np.ndarray | None,
+    num_classes: int,
+) -> _Objects:
+    """Convert to arrays, best score first (drawn on top, first choice of place for its label)."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    objects = _Objects(
+        np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
+        np.asarray(classes, dtype=np.int64).reshape(-1),
+        None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1),
+        None if crowd is None else np.asarray(crowd, dtype=bool).reshape(-1),
+    )
+    for name in ("classes", "scores", "crowd"):
+        values = getattr(objects, name)
+        if values is not None and len(values) != len(objects.boxes):
+            raise ValueError(f"{len(objects.boxes)} boxes but {len(values)} {name}")
+    bad = objects.classes[(objects.classes < 0) | (objects.classes >= num_classes)]
+    if len(bad):
+        raise ValueError(f"class id {bad[0]} has no name: there are {num_classes} class names")
+    if objects.scores is None:
+        return objects
+    order = np.argsort(-objects.scores, kind="stable")
+    return _Objects(
+        objects.boxes[order],
+        objects.classes[order],
+        objects.scores[order],
+        None if objects.crowd is None else objects.crowd[order],
+    )
+
+
+def pick_evenly(count: int, wanted: int) -> list[int]:
+    """Return at most `wanted` indices spread evenly over range(count), always the same ones."""
+    if count <= 0 or wanted <= 0:
+        return []
+    return sorted({int(index) for index in np.linspace(0, count - 1, min(wanted, count)).round()})
+
+
+def detection_grid(
+    dataset_name: str,
+    detections: Detections,
+    output_png: str | PathLike[str] | None = None,
+    *,
+    num_images: int = 8,
+    columns: int = 2,
+    score_threshold: float = 0.4,
+    panel_width: int = 460,
+    title: str = "",
+) -> np.ndarray:
+    """
+    Draw a grid of images: in each cell the detections on the left, the ground truth on the right.
+
+    Args:
+        dataset_name: a data set registered in Detectron2's DatasetCatalog.
+        detections: COCO-format results ({image_id, category_id, bbox XYWH, score}), as the file
+            coco_instances_results.json that COCOEvaluator writes or as its records; or a predictor
+            such as DefaultPredictor, called with each chosen image as BGR uint8 (H, W, 3).
+        output_png: where the grid is written; None: nowhere.
+        num_images: cells at most; images are picked evenly over the data set.
+        columns: cells side by side.
+        score_threshold: detections below are left out.
+        panel_width: width in pixels of each of a cell's two pictures.
+        title: headline; the data set's name by default.
+
+    Returns:
+        uint8 RGB array of shape (H, W, 3).
+
+    Raises:
+        ValueError: the data set is empty, or the results do not belong to it.
+        FileNotFoundError: the results file does not exist.
+    """
+    if num_images < 1 or columns < 1:
+        raise ValueError(f"num_images ({num_images}) and columns ({columns}) must be at least 1")
+    records = DatasetCatalog.get(dataset_name)
+    if not records:
+        raise ValueError(f"data set '{dataset_name}' has no images")
+    metadata = MetadataCatalog.get(dataset_name)
+    names: list[str] = list(metadata.thing_classes)
+    if not callable(detections):
+        by_image = _group_by_image(detections, records, metadata)
+    chosen = [records[index] for index in pick_evenly(len(records), num_images)]
+    cells, shown = [], set()
+    for record in chosen:
+        image = read_image(record["file_name"], "RGB")
+        if callable(detections):
+            found = _from_predictor(detections(np.ascontiguousarray(image[:, :, ::-1])))
+        else:
+            found = _from_results(by_image.get(record["image_id"], []), metadata)
+        found = _above(found, score_threshold)
+        truth = _from_record(record)
+        shown |= set(found.classes.tolist()) | set(truth.classes.tolist())
+        header = f"Detections: {len(found.boxes)}", f"Ground truth: {len(truth.boxes)}"
+        cells.append(_draw_cell(image, found, truth, names, header, panel_width))
+    subtitle = (
+        f"{len(chosen)} of {len(records)} images, detections with a score of at least "
+        f"{score_threshold:.2f}"
+    )
+    legend = [(names[index], class_color(index)) for index in sorted(shown)]
+    grid = _compose(cells, min(columns, len(cells)), title or dataset_name, subtitle, legend)
+    if output_png is not None:
+        path = Path(output_png)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path, format="PNG")
+    return np.asarray(grid)
+
+
+def _group_by_image(
+    detections: str | PathLike[str] | Sequence[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
+    metadata: Any,
+) -> dict[Any, list[dict[str, Any]]]:
+    where = "the results"
+    if isinstance(detections, (str, PathLike)):
+        where = f"results file '{detections}'"
+        try:
+            results = json.loads(Path(detections).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is no JSON: {error}") from error
+    else:
+        results = list(detections)
+    if not isinstance(results, list):
+        raise ValueError(f"{where} must be a list of COCO-format detections")
+    known = {record["image_id"] for record in records}
+    grouped: dict[Any, list[dict[str, Any]]] = {}
+    for number, result in enumerate(results):
+        missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in result]
+        if missing:
+            raise ValueError(f"{where}: record {number} has no '{missing[0]}'")
+        if result["image_id"] not in known:
+            raise ValueError(
+                f"{where}: record {number} is of image {result['image_id']!r}, which data set "
+                f"'{metadata.name}' does not have"
+            )
+        grouped.setdefault(result["image_id"], []).append(result)
+    return grouped
+
+
+def _from_results(results: Sequence[dict[str, Any]], metadata: Any) -> _Objects:
+    """Convert COCO-format records of one image; category ids are the data set's own."""
+    id_map = metadata.get("thing_dataset_id_to_contiguous_id", None)
+    classes = []
+    for result in results:
+        category = result["category_id"]
+        if id_map is not None and category not in id_map:
+            raise ValueError(f"category id {category} is not one of data set '{metadata.name}'")
+        classes.append(category if id_map is None else id_map[category])
+    boxes = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([result["score"] for result in results], dtype=np.float64)
+    return _Objects(boxes, np.array(classes, dtype=np.int64), scores)
+
+
+def _from_predictor(output: dict[str, Any]) -> _Objects:
+    instances = output["instances"].to("cpu")
+    return _Objects(
+        instances.pred_boxes.tensor.detach().double().numpy(),
+        instances.pred_classes.numpy(),
+        instances.scores.detach().double().numpy(),
+    )
+
+
+def _from_record(record: dict[str, Any]) -> _Objects:
+    annotations = record.get("annotations", [])
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+    ]
+    return _Objects(
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array([a["category_id"] for a in annotations], dtype=np.int64),
+        crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+    )
+
+
+def _above(found: _Objects, threshold: float) -> _Objects:
+    assert found.scores is not None
+    keep = found.scores >= threshold
+    return _Objects(found.boxes[keep], found.classes[keep], found.scores[keep])
+
+
+def _draw_cell(
+    image: np.ndarray,
+    found: _Objects,
+    truth: _Objects,
+    names: Sequence[str],
+    header: tuple[str, str],
+    width: int,
+) -> Image.Image:
+    """Draw a card with two headed pictures of `width` pixels; very tall images are made smaller."""
+    height, limit = image.shape[0] * width / image.shape[1], 1.25 * width
+    drawn = width if height <= limit else max(round(width * limit / height), 1)
+    panels = [
+        Image.fromarray(
+            draw_detections(image, o.boxes, o.classes, o.scores, names, width=drawn, crowd=o.crowd)
+        )
+        for o in (found, truth)
+    ]
+    size = (2 * width + 3 * _PADDING, panels[0].height + _HEADER + 2 * _PADDING)
+    cell = Image.new("RGB", size, _CARD)
+    draw = ImageDraw.Draw(cell)
+    draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=_CARD_EDGE)
+    top = _PADDING + _HEADER
+    for side, (panel, text) in enumerate(zip(panels, header, strict=True)):
+        left = _PADDING + side * (width + _PADDING)
+        draw.text((left, _PADDING), text, font=load_font(15, bold=True), fill=_INK)
+        draw.rectangle((left, top, left + width - 1, top + panel.height - 1), fill=_MAT)
+        cell.paste(panel, (left + (width - panel.width) // 2, top))
+    return cell
+
+
+def _compose(
+    cells: Sequence[Image.Image],
+    columns: int,
+    title: str,
+    subtitle: str,
+    legend: Sequence[tuple[str, tuple[int, int, int]]],
+) -> Image.Image:
+    cell_width = max(cell.width for cell in cells)
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    width = columns * (cell_width + _MARGIN) + _MARGIN
+    places, legend_height = _legend_layout(legend, width)
+    top = _MARGIN + 58 + legend_height
+    height = top + sum(heights) + _MARGIN * len(rows)
+    grid = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(grid)
+    draw.text((_MARGIN, _MARGIN), title, font=load_font(24, bold=True), fill=_INK)
+    draw.text((_MARGIN, _MARGIN + 32), subtitle, font=load_font(14), fill=_FAINT)
+    for (name, color), (x, y) in zip(legend, places, strict=True):
+        y += _MARGIN + 58
+        draw.rounded_rectangle((x, y + 2, x + 14, y + 16), radius=3, fill=color)
+        draw.text((x + 20, y), name, font=load_font(14), fill=_INK)
+    for row, row_height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            grid.paste(cell, (_MARGIN + column * (cell_width + _MARGIN), top))
+        top += row_height + _MARGIN
+    return grid
+
+
+def _legend_layout(
+    legend: Sequence[tuple[str, tuple[int, int, int]]], width: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Return the place of each entry, wrapped to `width`, and the height of them all."""
+    places: list[tuple[int, int]] = []
+    x, y = _MARGIN, 0
+    for name, _ in legend:
+        needed = 20 + round(load_font(14).getlength(name)) + 24
+        if x > _MARGIN and x + needed > width - _MARGIN:
+            x, y = _MARGIN, y + 24
+        places.append((x, y))
+        x += needed
+    return places, (y + 32 if legend else 0)
