@@ -1,12 +1,15 @@
 """
 Losses: pure functions. Shape shorthand: see structures.py.
 
-Every loss of an empty input is a zero that is still connected to the graph.
+Every loss of an empty input is a zero that is still connected to the graph. Half precision is
+computed in float32.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .layers.precision import at_least_float32
 
 
 def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float) -> Tensor:
@@ -17,6 +20,7 @@ def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float) -> Tensor
     Args:
         logits: (...), any shape; labels: the same shape, 1 positive, 0 negative, -1 ignored.
     """
+    logits = at_least_float32(logits)
     valid = labels >= 0
     targets = labels[valid].to(logits.dtype)
     loss = F.binary_cross_entropy_with_logits(logits[valid], targets, reduction="sum")
@@ -25,12 +29,13 @@ def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float) -> Tensor
 
 def box_l1_loss(pred_deltas: Tensor, gt_deltas: Tensor, normalizer: float) -> Tensor:
     """L1 over (b, 4) deltas of positive boxes, summed, divided by the normalizer (3.2, 3.3)."""
-    return F.l1_loss(pred_deltas, gt_deltas, reduction="sum") / normalizer
+    return F.l1_loss(at_least_float32(pred_deltas), gt_deltas, reduction="sum") / normalizer
 
 
 def classification_loss(logits: Tensor, gt_classes: Tensor) -> Tensor:
     """Softmax cross-entropy, mean over (b,) boxes; logits (b, K + 1), background last (3.3)."""
-    return F.cross_entropy(logits, gt_classes, reduction="sum") / max(len(gt_classes), 1)
+    loss = F.cross_entropy(at_least_float32(logits), gt_classes, reduction="sum")
+    return loss / max(len(gt_classes), 1)
 
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -38,8 +43,8 @@ def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
     One branch of the paper's Eq. 1: mean over boxes of 1 - cosine(student, teacher).
 
     Args:
-        student, teacher: (b, D). Computed in float32 whatever comes in: a cosine in half precision
-            loses the digits that are left when the branches agree.
+        student, teacher: (b, D). A cosine in half precision would lose the digits that are
+            left when the branches agree.
 
     Returns:
         scalar in [0, 2]; 0 for no boxes. Raises ValueError where the shapes differ.
@@ -50,5 +55,6 @@ def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
             f"teacher {tuple(teacher.shape)}"
         )
     with torch.autocast(student.device.type, enabled=False):
-        cosine = F.cosine_similarity(student.float(), teacher.float(), dim=1)
+        student, teacher = at_least_float32(student), at_least_float32(teacher)
+        cosine = F.cosine_similarity(student, teacher, dim=1)
         return (1 - cosine).sum() / max(len(cosine), 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .labels import cat_labelled, fast_rcnn_losses, label_proposals
+from .layers.precision import at_least_float32
 from .postprocess import detections
 from .structures import HeadPredictions, split_positions
 from .targets import sample_labels
@@ -48,7 +49,7 @@ class LevelPooler(nn.Module):
             chosen = torch.nonzero(all_levels == level).squeeze(1)
             order.append(chosen)
             # Half precision has too few digits for box coordinates.
-            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            x = at_least_float32(x)
             pooled.append(pooler(x, rois[chosen].to(x.dtype)))
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
@@ -111,10 +112,7 @@ class MimicTeacherHeads(ROIHeads):
             self.shared_branch = _branch(in_channels, resolution, convs, [fc_dim] * num_fc)
         self.class_logits = nn.Linear(fc_dim, self.num_classes + 1)
         self.box_deltas = nn.Linear(fc_dim, 4)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+        self._initialise(output_init)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):

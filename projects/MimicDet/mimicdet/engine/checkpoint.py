@@ -2,8 +2,6 @@
 
 import logging
 import os
-import pickle
-import zipfile
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
@@ -38,14 +36,7 @@ class MimicCheckpointer(DetectionCheckpointer):
         self._path = path
         if path:
             self._check_readable(path)
-        try:
-            return super().load(path, *args, **kwargs)
-        except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no checkpoint that can be read: {error}") from error
-        except RuntimeError as error:
-            if "PytorchStreamReader" in str(error) or "Invalid magic number" in str(error):
-                raise ValueError(f"{path} is no checkpoint that can be read: {error}") from error
-            raise
+        return super().load(path, *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True):
         """As Detectron2's; resuming is strict, since it continues this very model."""
@@ -63,6 +54,15 @@ class MimicCheckpointer(DetectionCheckpointer):
             PathManager.get_local_path(plain)
         except Exception as error:  # a download fails in as many ways as there are protocols
             raise FileNotFoundError(f"MODEL.WEIGHTS: {path!r} cannot be had: {error}") from error
+
+    def _load_file(self, filename: str):
+        try:
+            return super()._load_file(filename)
+        except Exception as error:  # a file that is none fails in as many ways as there are formats
+            reason = str(error).split(". ")[0].splitlines()[:1] or [type(error).__name__]
+            raise ValueError(
+                f"{self._path} is no checkpoint that can be read: {reason[0]}"
+            ) from error
 
     def _load_model(self, checkpoint):
         if not isinstance(checkpoint["model"], dict):

@@ -8,7 +8,8 @@ from detectron2.engine import hooks
 
 class BestCheckpointer(hooks.BestCheckpointer):
     """
-    Detectron2's BestCheckpointer that remembers the best value over a --resume.
+    Detectron2's BestCheckpointer that remembers the best value over a --resume, and does not mark
+    the best checkpoint as the last one, which --resume goes on from.
 
     The value lies in a file beside the best checkpoint and not in the trainer's state: that is
     saved before the evaluation of the same iteration, so it would be one evaluation behind.
@@ -19,11 +20,21 @@ class BestCheckpointer(hooks.BestCheckpointer):
         return os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.json")
 
     def before_train(self) -> None:
-        if self.trainer.start_iter > 0 and os.path.isfile(self._record):
+        if not os.path.isfile(self._record):
+            return
+        if self.trainer.start_iter == 0:  # an earlier run's, which this one does not continue
+            os.remove(self._record)
+        else:
             with open(self._record) as f:
                 record = json.load(f)
             if record["metric"] == self._val_metric:
                 self.best_metric, self.best_iter = record["value"], record["iteration"]
+
+    def _best_checking(self) -> None:
+        last = self._checkpointer.get_checkpoint_file()
+        super()._best_checking()
+        if last:
+            self._checkpointer.tag_last_checkpoint(os.path.basename(last))
 
     def _update_best(self, val, iteration) -> bool:
         updated = super()._update_best(val, iteration)

@@ -6,9 +6,11 @@ import sys
 from collections import OrderedDict
 
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import multiprocessing, nn
 
 from .checkpoint import MimicCheckpointer
@@ -36,17 +38,34 @@ class InputError(Exception):
 
 def run(args: argparse.Namespace) -> OrderedDict | None:
     """One process's work: evaluate (--eval-only) or train. Returns the results."""
+    setup_logger(distributed_rank=comm.get_rank(), name="mimicdet")
     try:
         cfg = setup_cfg(args.config_file, args.opts)
         default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
+        check_test_sets(cfg)
         if args.eval_only:
             model = load_for_evaluation(cfg, resume=args.resume)
         else:
             trainer = MimicTrainer(cfg)
             trainer.resume_or_load(resume=args.resume)
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        raise InputError(error.args[0] if error.args else repr(error)) from error
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        # Detectron2 asserts what a user can get wrong: no image left to train on, for one.
+        raise InputError(_message(error)) from error
     return evaluate(cfg, model) if args.eval_only else trainer.train()
+
+
+def check_test_sets(cfg) -> None:
+    """Load every set of DATASETS.TEST, so that what is missing shows before training."""
+    for name in cfg.DATASETS.TEST:
+        DatasetCatalog.get(name)
+        MimicTrainer.build_evaluator(cfg, name)
+
+
+def _message(error: Exception) -> str:
+    """An error's text; str() of a KeyError would be its text in quotes."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text or repr(error)
 
 
 def load_for_evaluation(cfg, resume: bool = False) -> nn.Module:
@@ -80,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
+        _check_num_gpus(args.num_gpus)
         if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
             _run_under_torchrun(args)
         else:
@@ -101,6 +121,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {str(error).split(name)[-1].strip()}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_num_gpus(num_gpus: int) -> None:
+    """On a CPU --num-gpus is a number of processes; on a GPU each of them needs its own."""
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise InputError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}"
+        )
 
 
 def _run_under_torchrun(args: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 
+import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_mimicdet_config
@@ -23,14 +25,14 @@ def load_config(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
             raise FileNotFoundError(f"--config-file: there is no file {config_file!r}")
         try:
             cfg.merge_from_file(config_file)
-        except (KeyError, AssertionError) as error:
+        except (AssertionError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{config_file}: {_text(error)}") from error
     opts = list(opts or [])
     if len(opts) % 2:
         raise ValueError(f"overrides are pairs KEY VALUE; {opts[-1]!r} stands alone in {opts}")
     try:
         cfg.merge_from_list(opts)
-    except (KeyError, AssertionError) as error:
+    except (AssertionError, KeyError, TypeError) as error:
         raise ValueError(f"override: {_text(error)}") from error
     return cfg
 
@@ -50,8 +52,6 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
 
 
 def _check_device(cfg: CfgNode) -> None:
-    import torch
-
     device = cfg.MODEL.DEVICE
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -61,4 +61,6 @@ def _check_device(cfg: CfgNode) -> None:
 
 
 def _text(error: Exception) -> str:
-    return str(error.args[0]) if error.args else repr(error)
+    # str() of a KeyError would be its text in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text or repr(error)

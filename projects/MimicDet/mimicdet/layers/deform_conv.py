@@ -16,6 +16,8 @@ from fvcore.nn.jit_handles import conv_flop_count, get_shape
 from torch import Tensor
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
+from .precision import at_least_float32
+
 
 @cache
 def detectron2_has_cuda_kernels() -> bool:
@@ -40,8 +42,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
     padding = weight.shape[-1] // 2
     dtype = x.dtype
     with torch.autocast(x.device.type, enabled=False):
-        if dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
+        x = at_least_float32(x)
         offset, weight = offset.to(x.dtype), weight.to(x.dtype)
         if x.is_cuda and x.dtype == torch.float32 and detectron2_has_cuda_kernels():
             out = detectron2_deform_conv(x, offset, weight, 1, padding)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from .precision import at_least_float32
+
 
 def conv_at(
     x: Tensor, index: Tensor, offset: Tensor | None, weight: Tensor, bias: Tensor
@@ -29,8 +31,7 @@ def conv_at(
     """
     dtype = x.dtype
     with torch.autocast(x.device.type, enabled=False):
-        if dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
+        x = at_least_float32(x)
         size, k = x.shape[-2:], weight.shape[-1]
         points = _kernel_points(index, size[1], k).to(x.dtype)
         if offset is not None:
