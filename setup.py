@@ -22,7 +22,8 @@ SOURCE = "projects/MimicDet"
 REQUIRED = [
     "torch",
     "torchvision",
-    "numpy",
+    # Detectron2's tools/benchmark.py calls np.percentile(interpolation=), gone since 2.4.
+    "numpy<2.4",
     "Pillow",
     "fvcore",
     "pycocotools",
@@ -31,7 +32,8 @@ REQUIRED = [
 ]
 TEST = ["pytest>=7"]
 # The formatter's output changes between its releases, hence the narrow range.
-DEV = [*TEST, "ruff>=0.17,<0.18", "mypy>=1.11"]
+# psutil: Detectron2's tools/benchmark.py.
+DEV = [*TEST, "psutil", "ruff>=0.17,<0.18", "mypy>=1.11"]
 
 
 def opencv_requirement() -> list[str]:

@@ -1,6 +1,13 @@
-"""Every configuration key that MimicDet adds to Detectron2's, and the checks of a whole config."""
+"""Every configuration key that MimicDet adds to Detectron2's, and the loading of a config file."""
 
+import os
+from collections.abc import Sequence
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
 from detectron2.config import CfgNode as CN
+
+from .errors import error_text
 
 
 def add_mimicdet_config(cfg: CN) -> None:
@@ -76,8 +83,9 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.STUDENT.FEATURE_DIM = 1024
     # False: one feature feeds both outputs (Table 3's light and heavy rows).
     _C.STUDENT.DUAL_PATH = True
-    # "gaussian" (4.1: sigma 0.01) or "he" for the alignment and feature convs; the offset and
-    # output layers are Gaussian in both cases.
+    # "gaussian" (4.1: sigma 0.01 everywhere) or "he" for every layer that a ReLU follows, those of
+    # the micro-network too: three Gaussian layers in a row let offsets start at 1e-5 pixels and
+    # give them next to no gradient. The last layer of the offsets and the outputs stay Gaussian.
     _C.STUDENT.INIT = "gaussian"
     # False: the refinement deltas that guide the offsets carry gradients. Not in the paper.
     _C.STUDENT.DETACH_GUIDANCE = True
@@ -119,3 +127,29 @@ def add_mimicdet_config(cfg: CN) -> None:
     # Config and checkpoint of a trained two-stage teacher; empty: the T-head shares the backbone.
     _C.SEPARATE_TEACHER.CONFIG_FILE = ""
     _C.SEPARATE_TEACHER.WEIGHTS = ""
+
+
+def load_config(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
+    """
+    Detectron2's config with MimicDet's keys, a file and KEY VALUE overrides merged in; not frozen,
+    data sets not looked at. Raises FileNotFoundError for a missing file and ValueError or KeyError
+    that name an unknown key, a wrong type or an override without a value.
+    """
+    cfg = get_cfg()
+    add_mimicdet_config(cfg)
+    if config_file:
+        if "://" not in config_file and not os.path.isfile(config_file):
+            raise FileNotFoundError(f"--config-file: there is no file {config_file!r}")
+        try:
+            cfg.merge_from_file(config_file)
+        except (AssertionError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{config_file}: {error_text(error)}") from error
+    opts = list(opts or [])
+    if len(opts) % 2:
+        raise ValueError(f"overrides are pairs KEY VALUE; {opts[-1]!r} stands alone in {opts}")
+    for key, value in zip(opts[::2], opts[1::2]):
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"override {key} {value!r}: {error_text(error)}") from error
+    return cfg

@@ -27,6 +27,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 
 from .engine import MimicTrainer, setup_cfg
+from .errors import error_text
 from .visualization import detection_grid, plot_curves
 
 DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
@@ -149,11 +150,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _message(error: Exception) -> str:
-    """Return an error's text; str() of a KeyError would be its text in quotes."""
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-
-
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise QuickstartError for a command line that cannot work, before anything is written."""
     if not Path(args.config_file).is_file():
@@ -206,14 +202,14 @@ def make_data(args: argparse.Namespace, stream: TextIO) -> CfgNode:
         try:
             cfg = setup_cfg(args.config_file, [*args.opts, "OUTPUT_DIR", args.output])
         except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
-            raise QuickstartError(f"config '{args.config_file}': {_message(error)}") from error
+            raise QuickstartError(f"config '{args.config_file}': {error_text(error)}") from error
         if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
             raise QuickstartError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
         for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
             try:
                 records = DatasetCatalog.get(name)
             except (AssertionError, KeyError, OSError, ValueError) as error:
-                raise QuickstartError(f"data set '{name}': {_message(error)}") from error
+                raise QuickstartError(f"data set '{name}': {error_text(error)}") from error
             objects = sum(len(record.get("annotations", [])) for record in records)
             print(f"  {name}: {len(records)} images, {objects} objects", file=stream, flush=True)
     return cfg
@@ -246,7 +242,7 @@ def train(cfg: CfgNode, resume: bool, watch: Stopwatch, stream: TextIO) -> Mappi
         trainer.register_hooks([last_step])
         trainer.resume_or_load(resume=resume)
     except (AssertionError, OSError, ValueError) as error:
-        raise QuickstartError(_message(error)) from error
+        raise QuickstartError(error_text(error)) from error
     try:
         trainer.train()
     except FloatingPointError as error:

@@ -139,9 +139,10 @@ class StudentHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
         if init == "he":
-            hidden = [alignment.conv for alignment in self.alignments.values()]
             names = ("class_feature", "box_feature", "shared_feature")
-            hidden += [getattr(self, name) for name in names if hasattr(self, name)]
+            hidden = [getattr(self, name) for name in names if hasattr(self, name)]
+            for alignment in self.alignments.values():
+                hidden += alignment.hidden_layers()
             for module in hidden:
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 

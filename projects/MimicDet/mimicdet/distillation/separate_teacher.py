@@ -7,6 +7,8 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..checkpoint import load_weights
+from ..config import load_config
 from ..structures import BoxQuery, HeadPredictions
 
 
@@ -33,9 +35,6 @@ def build_separate_teacher(cfg) -> SeparateTeacher:
     The teacher of MODEL.MIMICDET.SEPARATE_TEACHER. Raises FileNotFoundError for a missing file and
     ValueError where it does not fit the student: classes, feature width, branches, levels.
     """
-    from ..engine.checkpoint import load_weights  # engine builds on distillation
-    from ..engine.setup import load_config
-
     node = cfg.MODEL.MIMICDET.SEPARATE_TEACHER
     for key in ("CONFIG_FILE", "WEIGHTS"):
         path = node[key]

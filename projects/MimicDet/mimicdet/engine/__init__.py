@@ -1,6 +1,7 @@
-from .checkpoint import MimicCheckpointer, load_weights
+from ..checkpoint import MimicCheckpointer, load_weights
+from ..config import load_config
 from .hooks import BestCheckpointer
-from .setup import load_config, setup_cfg
+from .setup import setup_cfg
 from .trainer import MimicTrainer
 from .tta import MimicDetWithTTA
 

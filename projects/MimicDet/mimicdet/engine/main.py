@@ -13,7 +13,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing, nn
 
-from .checkpoint import MimicCheckpointer
+from ..checkpoint import MimicCheckpointer
+from ..errors import error_text
 from .setup import setup_cfg
 from .trainer import MimicTrainer
 
@@ -46,12 +47,14 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
         check_test_sets(cfg)
         if args.eval_only:
             model = load_for_evaluation(cfg, resume=args.resume)
+        elif not cfg.DATASETS.TRAIN:
+            raise ValueError("DATASETS.TRAIN is empty: there is nothing to train on")
         else:
             trainer = MimicTrainer(cfg)
             trainer.resume_or_load(resume=args.resume)
     except (AssertionError, KeyError, OSError, ValueError) as error:
         # Detectron2 asserts what a user can get wrong: no image left to train on, for one.
-        raise InputError(_message(error)) from error
+        raise InputError(error_text(error)) from error
     return evaluate(cfg, model) if args.eval_only else trainer.train()
 
 
@@ -60,12 +63,6 @@ def check_test_sets(cfg) -> None:
     for name in cfg.DATASETS.TEST:
         DatasetCatalog.get(name)
         MimicTrainer.build_evaluator(cfg, name)
-
-
-def _message(error: Exception) -> str:
-    """An error's text; str() of a KeyError would be its text in quotes."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text or repr(error)
 
 
 def load_for_evaluation(cfg, resume: bool = False) -> nn.Module:

@@ -25,9 +25,9 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
+from ..checkpoint import MimicCheckpointer
 from ..data import MimicDatasetMapper
 from ..distillation import build_distiller
-from .checkpoint import MimicCheckpointer
 from .hooks import BestCheckpointer
 from .tta import MimicDetWithTTA
 

@@ -39,6 +39,10 @@ class ConvAlignment(nn.Module):
         """
         return conv_at(x, index, None, self.conv.weight, self.conv.bias)
 
+    def hidden_layers(self) -> list[nn.Conv2d]:
+        """The convolutions that a ReLU follows; the last one of the offsets is none of them."""
+        return [self.conv]
+
 
 class DeformAlignment(ConvAlignment):
     """Table 2 (b): a deformable convolution whose offsets come from the features themselves."""
@@ -90,6 +94,9 @@ class GuidedAlignment(DeformAlignment):
 
     def offsets_at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
         return self.offset(gather_at(guidance, index)).squeeze(3).transpose(1, 2)
+
+    def hidden_layers(self) -> list[nn.Conv2d]:
+        return [self.conv, *self.offset[:-1]]
 
 
 ALIGNMENTS: dict[str, type[ConvAlignment]] = {

@@ -39,7 +39,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
     Returns:
         (N, O, H, W), in x's dtype. Points outside the map read as zero.
     """
-    padding = weight.shape[-1] // 2
+    padding = int(weight.shape[-1]) // 2  # a tensor while jit traces
     dtype = x.dtype
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)

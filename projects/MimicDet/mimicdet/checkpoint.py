@@ -67,15 +67,16 @@ class MimicCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         if not isinstance(checkpoint["model"], dict):
             raise ValueError(f"{self._path} holds no state_dict under the key 'model'")
+        theirs = sorted(map(str, checkpoint["model"]))
         incompatible = super()._load_model(checkpoint)
-        wanted = set(self.model.state_dict())
-        reshaped = [item[0] for item in incompatible.incorrect_shapes]
-        found = wanted - set(incompatible.missing_keys) - set(reshaped)
-        if not found:
+        # Parameters, not buffers: PyTorch makes up a batch norm's counter where a file has none.
+        wanted = {name for name, _ in self.model.named_parameters()}
+        reshaped = {item[0] for item in incompatible.incorrect_shapes}
+        if wanted and not wanted - set(incompatible.missing_keys) - reshaped:
             raise ValueError(
                 f"{self._path} is a checkpoint of another architecture: none of its "
-                f"{len(checkpoint['model'])} entries fits the model "
-                f"(it has {_some(sorted(checkpoint['model']))}, the model {_some(sorted(wanted))})"
+                f"{len(theirs)} entries fits a parameter of the model "
+                f"(it has {_some(theirs)}; the model {_some(sorted(wanted))})"
             )
         if self.strict:
             self._check_complete(incompatible)
