@@ -1,0 +1,181 @@
+"""What a user gets wrong: exit code 2 and one message that names it, before the first iteration."""
+
+import json
+
+import pytest
+import tiny_run
+import torch
+import torchvision
+
+from mimicdet.engine.main import main
+
+
+@pytest.fixture
+def error_of(data, tmp_path, capfd):
+    """Call main and return its message, having checked all that is common to errors."""
+
+    def call(*arguments, config=data.config):
+        output = tmp_path / "output"
+        named = ["--config-file", str(config)] if config else []
+        flags = [x for x in arguments if str(x).startswith("--")]
+        opts = [x for x in arguments if not str(x).startswith("--")]
+        code = main([*flags, *named, "OUTPUT_DIR", str(output), *map(str, opts)])
+        captured = capfd.readouterr()
+        assert code == 2, captured.err
+        lines = captured.err.splitlines()
+        starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        assert len(starts) == 1, captured.err
+        assert "Traceback" not in captured.err + captured.out
+        assert "Starting training" not in captured.out
+        logged = output / "metrics.json"
+        assert not logged.exists() or not logged.read_text()
+        return "\n".join(lines[starts[0] :])
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("opts", "named"),
+    [
+        (["MODEL.MIMICDET.STUDNET.SPARSE", "True"], ["MODEL.MIMICDET.STUDNET.SPARSE"]),
+        (["SOLVER.MAX_ITER.X", "1"], ["override", "MAX_ITER.X"]),
+        (["SOLVER.MAX_ITER"], ["SOLVER.MAX_ITER", "KEY VALUE"]),
+        (["SOLVER.MAX_ITER", "many"], ["SOLVER.MAX_ITER", "many"]),
+        (["MODEL.WEIGHTS", "none/such.pth"], ["MODEL.WEIGHTS", "none/such.pth"]),
+        (["DATASETS.TRAIN", "('mimicdet_shapes_trian',)"], ["DATASETS.TRAIN", "shapes_train"]),
+        (["DATASETS.TRAIN", "('coco:none/such.json',)"], ["none/such.json"]),
+        (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN is empty"]),
+        (
+            ["DATASETS.TEST", "('coco_2017_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80"],
+            ["disagree"],
+        ),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], ["MODEL.ROI_HEADS.NUM_CLASSES", "5", "2", "disc"]),
+        (
+            ["MODEL.MIMICDET.STUDENT.FEATURE_DIM", "64"],
+            ["MODEL.MIMICDET.STUDENT.FEATURE_DIM 64", "MODEL.ROI_BOX_HEAD.FC_DIM 32"],
+        ),
+        (
+            ["MODEL.MIMICDET.TEACHER.ENABLED", "False"],
+            ["MODEL.MIMICDET.MIMIC.ENABLED", "TEACHER.ENABLED"],
+        ),
+        (["MODEL.MIMICDET.STUDENT.ALIGNMENT", "bent"], ["STUDENT.ALIGNMENT", "'bent'", "guided"]),
+        (["MODEL.MIMICDET.TEACHER.HEAD", "huge"], ["MODEL.MIMICDET.TEACHER.HEAD", "'huge'"]),
+        (["MODEL.MIMICDET.EVAL_HEAD", "both"], ["MODEL.MIMICDET.EVAL_HEAD", "'both'"]),
+        (["MODEL.RPN.IN_FEATURES", "['p3','p4']"], ["MODEL.RPN.IN_FEATURES", "ROI_HEADS"]),
+        (["MODEL.BACKBONE.NAME", "build_nothing"], ["build_nothing"]),
+        (["MODEL.META_ARCHITECTURE", "MimicDte"], ["MimicDte"]),
+        (["SOLVER.LR_SCHEDULER_NAME", "Never"], ["Never"]),
+    ],
+)
+def test_configs_that_cannot_be(error_of, opts, named):
+    message = error_of(*opts)
+    for name in named:
+        assert name in message
+    assert len(message) < 1500
+
+
+def test_config_files(error_of, tmp_path):
+    assert "none/such.yaml" in error_of(config="none/such.yaml")
+    path = tmp_path / "broken.yaml"
+    path.write_text("MODEL:\n  DEPTH: [1\n")
+    assert str(path) in error_of(config=path)
+    path.write_text("MODEL:\n  MIMICDET:\n    STUDENT:\n      SPRASE: True\n")
+    message = error_of(config=path)
+    assert str(path) in message and "MODEL.MIMICDET.STUDENT.SPRASE" in message
+    path.write_text('_BASE_: "no_such_base.yaml"\n')
+    assert "no_such_base.yaml" in error_of(config=path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda(error_of):
+    assert "MODEL.DEVICE cpu" in error_of("MODEL.DEVICE", "cuda")
+
+
+def test_annotations_that_are_no_coco_json(error_of, tmp_path):
+    path = tmp_path / "data.json"
+    opts = ["DATASETS.TRAIN", f"('coco:{path}',)"]
+    path.write_text("no json")
+    assert f"{path} is not JSON" in error_of(*opts)
+    path.write_text(json.dumps({"shapes": []}))
+    assert f"{path} is no COCO detection file" in error_of(*opts)
+    content = tiny_run.coco_content()
+    content["annotations"][2]["image_id"] = 77
+    path.write_text(json.dumps(content))
+    message = error_of(*opts)
+    assert str(path) in message and "annotations[2] (id 3): image_id 77" in message
+
+
+def test_no_image_left_to_train_on(error_of, tmp_path):
+    address = tiny_run.write_coco(tmp_path / "data", {**tiny_run.coco_content(), "annotations": []})
+    message = error_of("DATASETS.TRAIN", f"('{address}',)", "DATASETS.TEST", f"('{address}',)")
+    assert "No valid data found" in message and address in message
+
+
+def test_a_missing_test_set_shows_before_training(error_of, monkeypatch, tmp_path):
+    """Detectron2's own sets are looked for at the first evaluation otherwise."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    name, missing = "tiny_missing_val", str(tmp_path / "instances_val.json")
+    register_coco_instances(name, {}, missing, str(tmp_path))
+    try:
+        assert missing in error_of("DATASETS.TEST", f"('{name}',)")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_files_that_are_no_checkpoint(error_of, tmp_path):
+    for name, content in (
+        ("text.pth", b"not a checkpoint"),
+        ("empty.pth", b""),
+        ("text.pkl", b"not a pickle"),
+        ("half.pth", b"PK\x03\x04 cut off"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        message = error_of("MODEL.WEIGHTS", path)
+        assert f"{path} is no checkpoint" in message
+        assert "\n" not in message
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    assert "holds no state_dict" in error_of("MODEL.WEIGHTS", tmp_path / "list.pth")
+    assert "MODEL.WEIGHTS" in error_of("MODEL.WEIGHTS", tmp_path)  # a folder
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-only"]])
+def test_checkpoint_of_another_architecture(error_of, tmp_path, flags):
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    message = error_of(*flags, "MODEL.WEIGHTS", path)
+    assert f"{path} is a checkpoint of another architecture" in message
+    assert "backbone." in message and "bn1" in message
+
+
+def test_eval_only_wants_a_checkpoint_that_fits(error_of, trained, tmp_path):
+    weights = ["MODEL.WEIGHTS", trained.output / "model_final.pth"]
+    content = tiny_run.coco_content()
+    content["categories"].append({"id": 3, "name": "cross"})
+    address = tiny_run.write_coco(tmp_path / "more", content)
+    sets = ["DATASETS.TRAIN", "()", "DATASETS.TEST", f"('{address}',)"]
+    message = error_of("--eval-only", *weights, *sets)
+    assert "model_final.pth does not fit" in message and "student_head.class_logits" in message
+    assert "(3, 32) in the file, (4, 32) in the model" in message
+    assert "MODEL.WEIGHTS" in error_of("--eval-only")
+    assert "DATASETS.TEST is empty" in error_of("--eval-only", *weights, "DATASETS.TEST", "()")
+
+
+def test_resume_of_another_model(data, trained, tmp_path, capfd):
+    output = tiny_run.copy_until(trained.output, tmp_path / "output", "model_0000019.pth")
+    opts = ["OUTPUT_DIR", str(output), "MODEL.MIMICDET.STUDENT.ALIGNMENT_DIM", "16"]
+    assert main(["--config-file", str(data.config), "--resume", *opts]) == 2
+    captured = capfd.readouterr()
+    assert "error: " in captured.err and "model_0000019.pth does not fit" in captured.err
+    assert "Traceback" not in captured.err
+    tiny_run.remove(output)
+
+
+def test_the_script_hands_the_exit_code_on():
+    code, output = tiny_run.finish(tiny_run.start("--config-file", "none/such.yaml"))
+    assert code == 2
+    assert output.count("error: ") == 1 and "none/such.yaml" in output
+    assert "Traceback" not in output
