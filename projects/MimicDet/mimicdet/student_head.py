@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .labels import cat_labelled, regression_loss
-from .layers import build_alignment, split_by_level
+from .layers import GuidedAlignment, build_alignment, split_by_level
 from .losses import classification_loss
 from .postprocess import detections
 from .structures import HeadPredictions, LabelledBoxes
@@ -44,6 +44,9 @@ class StudentHead(nn.Module):
         detach_guidance: bool,
         sparse: bool,
         init: str,
+        offset_init: str,
+        anchor_sizes: Sequence[float],
+        delta_weights: Sequence[float],
         box2box_transform: Box2BoxTransform,
         hard_mining_topk: int,
         max_reg_positives: int,
@@ -62,6 +65,8 @@ class StudentHead(nn.Module):
             sparse: compute the alignment layer at the asked positions alone; False: on whole maps.
                 The numbers and the state_dict are the same.
             init: "gaussian" or "he".
+            offset_init: "random" or "box"; anchor_sizes: side of each level's anchors in units of
+                its stride, delta_weights: of the refinement module's deltas, both for "box".
             hard_mining_topk, max_reg_positives: boxes an image that train the branches (4.1).
             reg_normalizer: "mined" or "positives"; loss_weights: of (classification, box).
             test_thresholds: (score, NMS IoU, detections) of inference (4.2).
@@ -99,6 +104,12 @@ class StudentHead(nn.Module):
         self.class_logits = nn.Linear(feature_dim, num_classes + 1)
         self.box_deltas = nn.Linear(feature_dim, 4)
         self._initialise(init)
+        if offset_init == "box":
+            self._start_at_boxes(anchor_sizes, delta_weights)
+        elif offset_init != "random":
+            raise ValueError(
+                f"MODEL.MIMICDET.STUDENT.OFFSET_INIT must be 'random' or 'box', got {offset_init!r}"
+            )
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
@@ -121,6 +132,9 @@ class StudentHead(nn.Module):
             "detach_guidance": keys.DETACH_GUIDANCE,
             "sparse": keys.SPARSE,
             "init": keys.INIT,
+            "offset_init": keys.OFFSET_INIT,
+            "anchor_sizes": _anchor_sizes(cfg, input_shape),
+            "delta_weights": cfg.MODEL.RPN.BBOX_REG_WEIGHTS,
             "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
             "hard_mining_topk": keys.HARD_MINING_TOPK,
             "max_reg_positives": keys.MAX_REG_POSITIVES,
@@ -145,6 +159,17 @@ class StudentHead(nn.Module):
                 hidden += alignment.hidden_layers()
             for module in hidden:
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
+    def _start_at_boxes(self, sizes: Sequence[float], delta_weights: Sequence[float]) -> None:
+        for kernel in set(self.kernel_sizes):
+            layer = self.alignments[f"k{kernel}"]
+            wanted = {size for size, k in zip(sizes, self.kernel_sizes) if k == kernel}
+            if not isinstance(layer, GuidedAlignment) or len(wanted) != 1:
+                raise ValueError(
+                    "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs ALIGNMENT 'guided' and levels "
+                    f"of one kernel whose anchors are alike in strides, got {sorted(wanted)}"
+                )
+            layer.start_at_box(wanted.pop(), delta_weights)
 
     def forward(
         self, features: list[Tensor], delta_maps: list[Tensor], positions: list[Tensor]
@@ -247,3 +272,11 @@ class StudentHead(nn.Module):
             self.box2box_transform,
             *self.test_thresholds,
         )
+
+
+def _anchor_sizes(cfg, input_shape: dict[str, ShapeSpec]) -> list[float]:
+    """Side of the anchors of each level of MODEL.RPN.IN_FEATURES in units of its stride."""
+    names = cfg.MODEL.RPN.IN_FEATURES
+    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    sizes = sizes if len(sizes) == len(names) else list(sizes) * len(names)
+    return [size[0] / input_shape[name].stride for size, name in zip(sizes, names)]

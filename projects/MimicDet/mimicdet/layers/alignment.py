@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
@@ -97,6 +98,41 @@ class GuidedAlignment(DeformAlignment):
 
     def hidden_layers(self) -> list[nn.Conv2d]:
         return [self.conv, *self.offset[:-1]]
+
+    @torch.no_grad()
+    def start_at_box(self, anchor_size: float, delta_weights: Sequence[float]) -> None:
+        """
+        Let the k x k points start on a regular grid over the adjusted anchor box, as RoIAlign would
+        lay it, instead of around the anchor's centre. Not in the paper.
+
+        To first order in the deltas the offsets that do this are linear, and the micro-network can
+        hold a linear map: its first eight hidden units carry the deltas' positive and negative
+        parts. All weights stay free to train.
+
+        Args:
+            anchor_size: side of the level's anchors in units of the stride.
+            delta_weights: the (x, y, w, h) weights of the refinement module's parametrisation.
+        """
+        *hidden, last = self.offset
+        if min(layer.out_channels for layer in hidden) < 8:
+            raise ValueError(
+                "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs OFFSET_DIMS of at least 8"
+            )
+        signs = torch.tensor([1.0, -1.0])
+        first = torch.kron(torch.eye(4), signs[:, None])  # (8, 4)
+        for layer, weight in zip(hidden, [first] + [torch.eye(8)] * (len(hidden) - 1)):
+            layer.weight[:8] = 0
+            layer.weight[:8, : weight.shape[1], 0, 0] = weight
+        k = self.conv.kernel_size[0]
+        steps = torch.arange(k) - k // 2
+        linear = torch.zeros(k, k, 2, 4)  # d(dy, dx) of each point by d(x, y, w, h)
+        linear[..., 0, 1] = linear[..., 1, 0] = anchor_size
+        linear[..., 0, 3] = steps[:, None] * anchor_size / k
+        linear[..., 1, 2] = steps[None, :] * anchor_size / k
+        linear = linear.flatten(0, 2) / torch.tensor(delta_weights)
+        last.weight[:, :8, 0, 0] = torch.kron(linear, signs[None])
+        grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
+        last.bias.copy_((grid * (anchor_size / k - 1)).flatten())
 
 
 ALIGNMENTS: dict[str, type[ConvAlignment]] = {
