@@ -44,6 +44,10 @@ def add_mimicdet_config(cfg: CN) -> None:
     # Which head evaluation runs: "student" (one-stage, the product) or "teacher" (Table 3).
     _C.EVAL_HEAD = "student"
 
+    # "sgd" (4.1; Detectron2's), or "adamw": brings layers of small gradients along in short
+    # trainings from scratch. SOLVER's rates, decays and gradient clipping hold for both.
+    _C.OPTIMIZER = "sgd"
+
     # ---------------------------------------------------------------- backbone (3.1)
     _C.FPN = CN()
     # Initialisation of the pyramid's convs: "he" (4.1) or "xavier" (Detectron2's FPN).

@@ -23,6 +23,7 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     PascalVOCDetectionEvaluator,
 )
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from ..checkpoint import MimicCheckpointer
@@ -77,6 +78,24 @@ class MimicTrainer(DefaultTrainer):
             best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, _metric(self.cfg))
             hooks.insert(-1, best)  # before the writers
         return hooks
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """Detectron2's SGD, or AdamW on the same parameter groups (MODEL.MIMICDET.OPTIMIZER)."""
+        name = cfg.MODEL.MIMICDET.OPTIMIZER
+        if name == "sgd":
+            return super().build_optimizer(cfg, model)
+        if name != "adamw":
+            raise ValueError(f"MODEL.MIMICDET.OPTIMIZER must be 'sgd' or 'adamw', got {name!r}")
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer_class(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
     @classmethod
     def build_train_loader(cls, cfg):
