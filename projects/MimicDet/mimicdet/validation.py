@@ -112,11 +112,30 @@ def _check_numbers(cfg) -> list[str]:
         "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
     }
     problems += [f"{key} must be at least 1, got {v}" for key, v in positive.items() if v < 1]
-    low, high = keys.REFINEMENT.SCALE_RANGE
-    if not 0 < low < high:
-        problems.append(f"MODEL.MIMICDET.REFINEMENT.SCALE_RANGE {[low, high]} must ascend above 0")
-    for key in ("CENTER_RATIO", "PRIOR_PROB"):
-        value = keys.REFINEMENT[key]
-        if not 0 < value <= 1:
-            problems.append(f"MODEL.MIMICDET.REFINEMENT.{key} must lie in (0, 1], got {value}")
+    scales = keys.REFINEMENT.SCALE_RANGE
+    if len(scales) != 2 or not 0 < scales[0] < scales[1]:
+        problems.append(
+            "MODEL.MIMICDET.REFINEMENT.SCALE_RANGE must be two numbers that ascend above 0, got "
+            f"{scales}"
+        )
+    if not 0 < keys.REFINEMENT.PRIOR_PROB < 1:
+        problems.append(
+            "MODEL.MIMICDET.REFINEMENT.PRIOR_PROB must lie between 0 and 1, got "
+            f"{keys.REFINEMENT.PRIOR_PROB}"
+        )
+    if not 0 < keys.REFINEMENT.CENTER_RATIO <= 1:
+        problems.append(
+            "MODEL.MIMICDET.REFINEMENT.CENTER_RATIO must lie in (0, 1], got "
+            f"{keys.REFINEMENT.CENTER_RATIO}"
+        )
+    if not 0 <= cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION <= 1:
+        problems.append(
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION must lie in [0, 1], got "
+            f"{cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION}"
+        )
+    if cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
+        problems.append(
+            "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT must be False: ground-truth boxes have no position "
+            "in the S-head's map"
+        )
     return problems

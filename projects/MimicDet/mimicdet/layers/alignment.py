@@ -56,7 +56,8 @@ class DeformAlignment(ConvAlignment):
 
     def offsets(self, x: Tensor, guidance: Tensor) -> Tensor:
         """(N, 2 * k * k, H, W) offsets in pixels of x, (dy, dx) for each kernel point."""
-        return self.offset(x)
+        with torch.autocast(x.device.type, enabled=False):  # places need the digits
+            return self.offset(x.to(self.offset.weight.dtype))
 
     def offsets_at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
         """(N, M, 2 * k * k): the offsets at M positions."""
@@ -91,10 +92,11 @@ class GuidedAlignment(DeformAlignment):
         self.offset = nn.Sequential(*layers, Conv2d(channels, 2 * kernel_size**2, 1))
 
     def offsets(self, x: Tensor, guidance: Tensor) -> Tensor:
-        return self.offset(guidance)
+        with torch.autocast(guidance.device.type, enabled=False):
+            return self.offset(guidance.to(self.conv.weight.dtype))
 
     def offsets_at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
-        return self.offset(gather_at(guidance, index)).squeeze(3).transpose(1, 2)
+        return self.offsets(x, gather_at(guidance, index)).squeeze(3).transpose(1, 2)
 
     def hidden_layers(self) -> list[nn.Conv2d]:
         return [self.conv, *self.offset[:-1]]
