@@ -24,14 +24,14 @@ from .drawing import SHAPE_NAMES, background, draw_distractors, paint_shape, pla
 logger = logging.getLogger(__name__)
 
 # Part of the cache folder's name: raise it with any change of what is drawn.
-SHAPES_VERSION = 1
+SHAPES_VERSION = 2
 SPLITS = ("train", "val")
 NUM_IMAGES = {"train": 600, "val": 100}
 
 # Box scales sqrt(w * h) in pixels and how often a shape takes its scale from each range, drawn
 # log-uniformly in it. Most lie where a small detector at half resolution can learn them.
 SCALE_RANGES = ((16.0, 40.0), (40.0, 96.0), (96.0, 320.0), (320.0, 512.0))
-SCALE_WEIGHTS = (0.05, 0.35, 0.53, 0.07)
+SCALE_WEIGHTS = (0.05, 0.25, 0.62, 0.08)
 IMAGE_SIDES = (512, 544, 576, 608, 640)
 # Kinds of scenes and how often they occur.
 SCENE_KINDS = ("plain", "crowded", "group", "empty")
@@ -117,7 +117,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     image = background(rng, height, width)
     draw_distractors(rng, image, int(rng.integers(2, 12)))
     owner = np.zeros((height, width), dtype=np.int32)
-    scene = Scene(image, owner, min_visible=0.4 if kind == "crowded" else 0.7)
+    scene = Scene(image, owner, min_visible=0.5 if kind == "crowded" else 0.7)
     if kind == "group":
         scene.add_group(rng)
     if kind != "empty":
@@ -133,7 +133,7 @@ def _add_shapes(rng: np.random.Generator, scene: Scene, crowded: bool) -> None:
     height, width = scene.owner.shape
     if crowded:
         # Shapes of like size about one point, so that they cover each other.
-        scales = rng.uniform(40, 100) * np.exp(rng.uniform(-0.35, 0.35, rng.integers(10, 18)))
+        scales = rng.uniform(56, 120) * np.exp(rng.uniform(-0.35, 0.35, rng.integers(10, 18)))
         middle = rng.uniform([0.3 * width, 0.3 * height], [0.7 * width, 0.7 * height])
         spread = 0.17 * np.array([width, height])
     else:
