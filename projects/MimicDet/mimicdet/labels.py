@@ -1,4 +1,6 @@
-"""Labels and losses: the S-head keeps those of the T-head (3.3)."""
+"""What both heads share: the S-head keeps the T-head's labels, losses and inference (3.3)."""
+
+from dataclasses import dataclass
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -7,7 +9,40 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
 from .losses import box_l1_loss, classification_loss
+from .postprocess import detections
 from .structures import HeadPredictions, LabelledBoxes
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What both detection heads share: classes, box parametrisation, inference (3.3, 4.2)."""
+
+    num_classes: int  # K, background not counted
+    box2box_transform: Box2BoxTransform
+    loss_weights: tuple[float, float]  # of (classification, box)
+    test_thresholds: tuple[float, float, int]  # (score, NMS IoU, detections an image)
+
+    @classmethod
+    def from_config(cls, cfg, keys) -> "HeadSettings":
+        """keys: MODEL.MIMICDET.STUDENT or TEACHER, for the weights of the losses."""
+        heads = cfg.MODEL.ROI_HEADS
+        return cls(
+            heads.NUM_CLASSES,
+            Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+            (keys.CLS_LOSS_WEIGHT, keys.REG_LOSS_WEIGHT),
+            (heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE),
+        )
+
+    def detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:
+        """Final detections of N images in the size of the network's input (4.2)."""
+        return detections(
+            [x.proposal_boxes.tensor for x in proposals],
+            predictions.pred_class_logits,
+            predictions.pred_box_deltas,
+            [x.image_size for x in proposals],
+            self.box2box_transform,
+            *self.test_thresholds,
+        )
 
 
 @torch.no_grad()

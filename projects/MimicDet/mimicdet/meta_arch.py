@@ -204,10 +204,10 @@ class MimicDet(nn.Module):
         if self.eval_head == "student":
             positions = [x.positions for x in proposals]
             predictions = self.student_head(maps, refined.delta_maps, positions)
-            results = self.student_head.detect(predictions, proposals)
+            results = self.student_head.settings.detect(predictions, proposals)
         else:
             predictions = self.roi_heads.predict_proposals(features, proposals)
-            results = self.roi_heads.detect(predictions, proposals)
+            results = self.roi_heads.settings.detect(predictions, proposals)
         return _rescale(results, batched_inputs, images) if do_postprocess else results
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:

@@ -5,19 +5,18 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .labels import cat_labelled, regression_loss
+from .labels import HeadSettings, cat_labelled, regression_loss
 from .layers import GuidedAlignment, build_alignment, split_by_level
 from .losses import classification_loss
-from .postprocess import detections
 from .structures import HeadPredictions, LabelledBoxes
 from .targets import draw, mine_hard
 
 INITS = ("gaussian", "he")
+OFFSET_INITS = ("random", "box")
 REG_NORMALIZERS = ("mined", "positives")
 
 
@@ -34,7 +33,7 @@ class StudentHead(nn.Module):
         self,
         *,
         in_channels: int,
-        num_classes: int,
+        settings: HeadSettings,
         alignment: str,
         kernel_sizes: Sequence[int],
         alignment_dim: int,
@@ -47,16 +46,13 @@ class StudentHead(nn.Module):
         offset_init: str,
         anchor_sizes: Sequence[float],
         delta_weights: Sequence[float],
-        box2box_transform: Box2BoxTransform,
         hard_mining_topk: int,
         max_reg_positives: int,
         reg_normalizer: str,
-        loss_weights: tuple[float, float],
-        test_thresholds: tuple[float, float, int],
     ):
         """
         Args:
-            in_channels: channels of every level; num_classes: K, background not counted.
+            in_channels: channels of every level; settings: what both heads share.
             alignment: a name of layers.ALIGNMENTS; kernel_sizes: its kernel on each level. Levels
                 of equal kernel share one layer (3.3: P3 has its own 3x3, P4..P7 share a 5x5).
             alignment_dim, offset_dims, feature_dim: widths.
@@ -68,24 +64,16 @@ class StudentHead(nn.Module):
             offset_init: "random" or "box"; anchor_sizes: side of each level's anchors in units of
                 its stride, delta_weights: of the refinement module's deltas, both for "box".
             hard_mining_topk, max_reg_positives: boxes an image that train the branches (4.1).
-            reg_normalizer: "mined" or "positives"; loss_weights: of (classification, box).
-            test_thresholds: (score, NMS IoU, detections) of inference (4.2).
+            reg_normalizer: "mined" or "positives".
         """
         super().__init__()
-        if init not in INITS:
-            raise ValueError(f"MODEL.MIMICDET.STUDENT.INIT must be one of {INITS}, got {init!r}")
-        if reg_normalizer not in REG_NORMALIZERS:
-            raise ValueError(
-                f"MODEL.MIMICDET.STUDENT.REG_NORMALIZER must be one of {REG_NORMALIZERS}, got "
-                f"{reg_normalizer!r}"
-            )
-        self.box2box_transform = box2box_transform
+        _check_name("INIT", init, INITS)
+        _check_name("OFFSET_INIT", offset_init, OFFSET_INITS)
+        _check_name("REG_NORMALIZER", reg_normalizer, REG_NORMALIZERS)
+        self.settings = settings
         self.hard_mining_topk = hard_mining_topk
         self.max_reg_positives = max_reg_positives
         self.reg_normalizer = reg_normalizer
-        self.loss_weights = loss_weights
-        self.test_thresholds = test_thresholds
-        self.num_classes = num_classes
         self.kernel_sizes = list(kernel_sizes)
         self.detach_guidance = detach_guidance
         self.sparse = sparse
@@ -101,28 +89,19 @@ class StudentHead(nn.Module):
         else:
             self.shared_feature = nn.Linear(alignment_dim, feature_dim)
         self.dual_path = dual_path
-        self.class_logits = nn.Linear(feature_dim, num_classes + 1)
+        self.class_logits = nn.Linear(feature_dim, settings.num_classes + 1)
         self.box_deltas = nn.Linear(feature_dim, 4)
         self._initialise(init)
         if offset_init == "box":
             self._start_at_boxes(anchor_sizes, delta_weights)
-        elif offset_init != "random":
-            raise ValueError(
-                f"MODEL.MIMICDET.STUDENT.OFFSET_INIT must be 'random' or 'box', got {offset_init!r}"
-            )
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         keys = cfg.MODEL.MIMICDET.STUDENT
         in_features = cfg.MODEL.RPN.IN_FEATURES
-        if len(keys.KERNEL_SIZES) != len(in_features):
-            raise ValueError(
-                f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES {keys.KERNEL_SIZES} must have one kernel for "
-                f"each level of MODEL.RPN.IN_FEATURES {in_features}"
-            )
         return {
             "in_channels": input_shape[in_features[0]].channels,
-            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "settings": HeadSettings.from_config(cfg, keys),
             "alignment": keys.ALIGNMENT,
             "kernel_sizes": keys.KERNEL_SIZES,
             "alignment_dim": keys.ALIGNMENT_DIM,
@@ -135,16 +114,9 @@ class StudentHead(nn.Module):
             "offset_init": keys.OFFSET_INIT,
             "anchor_sizes": _anchor_sizes(cfg, input_shape),
             "delta_weights": cfg.MODEL.RPN.BBOX_REG_WEIGHTS,
-            "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
             "hard_mining_topk": keys.HARD_MINING_TOPK,
             "max_reg_positives": keys.MAX_REG_POSITIVES,
             "reg_normalizer": keys.REG_NORMALIZER,
-            "loss_weights": (keys.CLS_LOSS_WEIGHT, keys.REG_LOSS_WEIGHT),
-            "test_thresholds": (
-                cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-                cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            ),
         }
 
     def _initialise(self, init: str) -> None:
@@ -234,12 +206,12 @@ class StudentHead(nn.Module):
         loc_loss = regression_loss(
             predictions.pred_box_deltas[positive],
             boxes.select(positive),
-            self.box2box_transform,
+            self.settings.box2box_transform,
             max(len(divisor), 1),
         )
         return {
-            "loss_student_cls": self.loss_weights[0] * cls_loss,
-            "loss_student_loc": self.loss_weights[1] * loc_loss,
+            "loss_student_cls": self.settings.loss_weights[0] * cls_loss,
+            "loss_student_loc": self.settings.loss_weights[1] * loc_loss,
         }
 
     @torch.no_grad()
@@ -251,7 +223,7 @@ class StudentHead(nn.Module):
         hardness = F.cross_entropy(
             class_logits.float(), boxes.gt_classes, reduction="none", ignore_index=-1
         ).masked_fill(boxes.gt_classes < 0, -1.0)
-        foreground = boxes.foreground(self.num_classes)
+        foreground = boxes.foreground(self.settings.num_classes)
         mined, positive, start = [], [], 0
         for count in map(len, proposals):
             part = slice(start, start + count)
@@ -262,16 +234,10 @@ class StudentHead(nn.Module):
         mined = torch.cat(mined)
         return mined[boxes.gt_classes[mined] >= 0], torch.cat(positive)
 
-    def detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:
-        """Final detections of N images in the size of the network's input (4.2)."""
-        return detections(
-            [x.proposal_boxes.tensor for x in proposals],
-            predictions.pred_class_logits,
-            predictions.pred_box_deltas,
-            [x.image_size for x in proposals],
-            self.box2box_transform,
-            *self.test_thresholds,
-        )
+
+def _check_name(key: str, name: str, allowed: Sequence[str]) -> None:
+    if name not in allowed:
+        raise ValueError(f"MODEL.MIMICDET.STUDENT.{key} must be one of {allowed}, got {name!r}")
 
 
 def _anchor_sizes(cfg, input_shape: dict[str, ShapeSpec]) -> list[float]:

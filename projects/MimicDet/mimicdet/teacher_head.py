@@ -6,16 +6,14 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ROIAlign, ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .labels import cat_labelled, fast_rcnn_losses, label_proposals
+from .labels import HeadSettings, cat_labelled, fast_rcnn_losses, label_proposals
 from .layers.precision import at_least_float32
-from .postprocess import detections
 from .structures import HeadPredictions, split_positions
 from .targets import sample_labels
 
@@ -79,9 +77,7 @@ class MimicTeacherHeads(ROIHeads):
         num_fc: int,
         fc_dim: int,
         output_init: str,
-        box2box_transform: Box2BoxTransform,
-        loss_weights: tuple[float, float],
-        test_thresholds: tuple[float, float, int],
+        settings: HeadSettings,
         **kwargs,
     ):
         """
@@ -90,7 +86,7 @@ class MimicTeacherHeads(ROIHeads):
             head: "dual_path", "light" or "heavy"; num_conv, conv_dim: of the regression branch
                 (dual_path) or of the shared trunk (heavy); num_fc, fc_dim: fully connected layers.
             output_init: "he" or "gaussian", of the two output layers.
-            loss_weights: of (classification, box); test_thresholds: (score, NMS IoU, detections).
+            settings: what both heads share.
             kwargs: see Detectron2's ROIHeads.
         """
         super().__init__(**kwargs)
@@ -100,9 +96,7 @@ class MimicTeacherHeads(ROIHeads):
             raise ValueError(f"MODEL.ROI_BOX_HEAD.NUM_FC must be at least 1, got {num_fc}")
         self.in_features = list(in_features)
         self.pooler = pooler
-        self.box2box_transform = box2box_transform
-        self.loss_weights = loss_weights
-        self.test_thresholds = test_thresholds
+        self.settings = settings
         self.dual_path = head == "dual_path"
         convs = () if head == "light" else [conv_dim] * num_conv
         if self.dual_path:
@@ -143,13 +137,7 @@ class MimicTeacherHeads(ROIHeads):
             "num_fc": head.NUM_FC,
             "fc_dim": head.FC_DIM,
             "output_init": keys.OUTPUT_INIT,
-            "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
-            "loss_weights": (keys.CLS_LOSS_WEIGHT, keys.REG_LOSS_WEIGHT),
-            "test_thresholds": (
-                cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-                cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            ),
+            "settings": HeadSettings.from_config(cfg, keys),
         }
 
     def _initialise(self, output_init: str) -> None:
@@ -176,7 +164,7 @@ class MimicTeacherHeads(ROIHeads):
         """Detectron2's contract; proposals need the field levels, as RefinementModule gives it."""
         if not self.training:
             predictions = self.predict_proposals(features, proposals)
-            return self.detect(predictions, proposals), {}
+            return self.settings.detect(predictions, proposals), {}
         proposals = label_proposals(proposals, targets, self.proposal_matcher, self.num_classes)
         proposals = [
             x[
@@ -221,23 +209,12 @@ class MimicTeacherHeads(ROIHeads):
     def losses(self, predictions: HeadPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
         """loss_teacher_cls and loss_teacher_loc over the sampled boxes; proposals labelled."""
         cls_loss, loc_loss = fast_rcnn_losses(
-            predictions, cat_labelled(proposals), self.box2box_transform, self.num_classes
+            predictions, cat_labelled(proposals), self.settings.box2box_transform, self.num_classes
         )
         return {
-            "loss_teacher_cls": self.loss_weights[0] * cls_loss,
-            "loss_teacher_loc": self.loss_weights[1] * loc_loss,
+            "loss_teacher_cls": self.settings.loss_weights[0] * cls_loss,
+            "loss_teacher_loc": self.settings.loss_weights[1] * loc_loss,
         }
-
-    def detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:
-        """The S-head's inference settings with the T-head's outputs (Table 3)."""
-        return detections(
-            [x.proposal_boxes.tensor for x in proposals],
-            predictions.pred_class_logits,
-            predictions.pred_box_deltas,
-            [x.image_size for x in proposals],
-            self.box2box_transform,
-            *self.test_thresholds,
-        )
 
 
 def build_matcher(cfg) -> Matcher:
