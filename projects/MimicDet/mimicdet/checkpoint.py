@@ -1,13 +1,10 @@
 """Loading of checkpoints that says what does not fit."""
 
-import logging
 import os
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
-
-logger = logging.getLogger(__name__)
 
 
 class MimicCheckpointer(DetectionCheckpointer):

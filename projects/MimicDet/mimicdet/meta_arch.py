@@ -260,9 +260,13 @@ class MimicDet(nn.Module):
             from .visualization.proposals import draw_proposals  # matplotlib, only when it is asked
 
             first = batched_inputs[0]
-            image = first["image"] if self.input_format == "BGR" else first["image"].flip(0)
-            picture = draw_proposals(image, proposals[0], first["instances"].gt_boxes.tensor)
-            storage.put_image("proposals left, ground truth right", picture.transpose(2, 0, 1))
+            picture = draw_proposals(
+                first["image"],
+                proposals[0],
+                first["instances"].gt_boxes.tensor,
+                input_format=self.input_format,
+            )
+            storage.put_image("ground truth left, proposals right", picture.transpose(2, 0, 1))
 
 
 def _flat_indices(indices: list[Tensor], parts: list[Tensor]) -> Tensor:

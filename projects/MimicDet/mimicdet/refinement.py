@@ -1,6 +1,5 @@
 """The refinement module: class-agnostic first stage on one anchor a position (3.2)."""
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -16,8 +15,6 @@ from .losses import box_l1_loss, objectness_loss
 from .postprocess import clip_boxes, select_proposals
 from .structures import RefinementPredictions
 from .targets import assign_anchors
-
-logger = logging.getLogger(__name__)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

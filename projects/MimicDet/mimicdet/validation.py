@@ -1,5 +1,8 @@
 """Checks of a whole config, before anything is built: each error names the key."""
 
+from .layers import ALIGNMENTS
+from .teacher_head import HEADS
+
 
 def check_config(cfg) -> None:
     """Raise ValueError with every contradiction in MimicDet's part of the config."""
@@ -73,15 +76,12 @@ def _check_levels(cfg) -> list[str]:
 def _check_heads(cfg) -> list[str]:
     keys = cfg.MODEL.MIMICDET
     problems = []
-    if keys.TEACHER.HEAD not in ("dual_path", "light", "heavy"):
-        problems.append(
-            f"MODEL.MIMICDET.TEACHER.HEAD is {keys.TEACHER.HEAD!r}: dual_path, light or heavy"
-        )
-    if keys.STUDENT.ALIGNMENT not in ("conv", "deform", "guided"):
-        problems.append(
-            f"MODEL.MIMICDET.STUDENT.ALIGNMENT is {keys.STUDENT.ALIGNMENT!r}: conv, deform or "
-            "guided"
-        )
+    for key, name, known in (
+        ("TEACHER.HEAD", keys.TEACHER.HEAD, HEADS),
+        ("STUDENT.ALIGNMENT", keys.STUDENT.ALIGNMENT, ALIGNMENTS),
+    ):
+        if name not in known:
+            problems.append(f"MODEL.MIMICDET.{key} is {name!r}, not one of {', '.join(known)}")
     if keys.MIMIC.ENABLED and keys.TEACHER.ENABLED:
         if keys.STUDENT.DUAL_PATH != (keys.TEACHER.HEAD == "dual_path"):
             problems.append(

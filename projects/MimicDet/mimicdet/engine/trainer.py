@@ -8,7 +8,6 @@ from collections import OrderedDict
 import torch
 from detectron2.data import (
     MetadataCatalog,
-    build_detection_test_loader,
     build_detection_train_loader,
 )
 from detectron2.engine import (
@@ -102,10 +101,6 @@ class MimicTrainer(DefaultTrainer):
         """Detectron2's loader; the mapper keeps the boxes of crowds."""
         mapper = MimicDatasetMapper(cfg, is_train=True)
         return build_detection_train_loader(cfg, mapper=mapper)
-
-    @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        return build_detection_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
