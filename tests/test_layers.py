@@ -4,14 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import DeformConv
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor
 
 from mimicdet.layers import (
     ALIGNMENTS,
+    Places,
+    RowLayout,
     build_alignment,
     conv_at,
     deform_conv2d,
-    gather_at,
-    split_by_level,
+    pyramid_rows,
+    sparse_conv,
 )
 
 
@@ -90,71 +94,121 @@ def test_half_precision_samples_in_float32(dtype):
 # ---------------------------------------------------------------- positions
 
 
+def places_of(index: Tensor, height: int, width: int) -> Places:
+    """Positions (N, M) of N maps of one size, below each other."""
+    images = torch.arange(len(index))[:, None].expand_as(index).flatten()
+    layout = RowLayout.of(((height, width),), (0,), index.device)
+    return layout.locate(index.flatten(), images)
+
+
 @pytest.mark.parametrize("height, width, kernel", [(5, 7, 3), (4, 4, 5), (1, 1, 5), (1, 3, 3)])
 @pytest.mark.parametrize("deformed", [False, True])
-def test_conv_at_every_position_is_the_dense_convolution(height, width, kernel, deformed):
+@pytest.mark.parametrize("part", [None, 4])
+def test_conv_at_every_position_is_the_dense_convolution(
+    height, width, kernel, deformed, part, monkeypatch
+):
+    if part is not None:  # so little memory that positions go through four at a time
+        monkeypatch.setattr(sparse_conv, "MAX_SAMPLED_VALUES", part * 3 * kernel**2)
     x, weight, bias = random(2, 3, height, width), random(4, 3, kernel, kernel), random(4, seed=1)
     index = torch.arange(height * width).expand(2, -1)
     maps = random(2, 2 * kernel**2, height, width, seed=2) * 3 if deformed else None
-    offset = None if maps is None else maps.flatten(2).transpose(1, 2)
+    offset = None if maps is None else pyramid_rows([maps])
     if maps is None:
         dense = F.conv2d(x, weight, bias, padding=kernel // 2)
     else:
         dense = deform_conv2d(x, maps, weight, bias)
-    found = conv_at(x, index, offset, weight, bias)
-    torch.testing.assert_close(
-        found, dense.flatten(2).transpose(1, 2), atol=1e-4 * float(dense.abs().max()), rtol=1e-4
-    )
+    found = conv_at(pyramid_rows([x]), places_of(index, height, width), offset, weight, bias)
+    bound = 1e-4 * float(dense.abs().max())
+    torch.testing.assert_close(found, pyramid_rows([dense]), atol=bound, rtol=1e-4)
 
 
-def test_conv_at_gradients_float64():
+@pytest.mark.parametrize("part", [None, 2])
+def test_conv_at_gradients_float64(part, monkeypatch):
+    if part is not None:
+        monkeypatch.setattr(sparse_conv, "MAX_SAMPLED_VALUES", part * 2 * 9)
     x = random(2, 2, 4, 5, dtype=torch.float64).requires_grad_()
-    offset = off_grid(2, 3, 18).requires_grad_()
+    offset = off_grid(6, 18).requires_grad_()
     weight = random(2, 2, 3, 3, seed=1, dtype=torch.float64).requires_grad_()
     bias = random(2, seed=2, dtype=torch.float64).requires_grad_()
-    index = torch.tensor([[0, 7, 19], [3, 3, 12]])
+    places = places_of(torch.tensor([[0, 7, 19], [3, 3, 12]]), 4, 5)
     assert torch.autograd.gradcheck(
-        lambda *inputs: conv_at(inputs[0], index, *inputs[1:]), (x, offset, weight, bias)
+        lambda x, *others: conv_at(pyramid_rows([x]), places, *others), (x, offset, weight, bias)
     )
 
 
-def test_gather_at_reads_the_positions():
-    x = torch.arange(24.0).view(2, 2, 2, 3)
-    found = gather_at(x, torch.tensor([[5, 0], [1, 1]]))
-    assert found.shape == (2, 2, 2, 1)
-    assert found[..., 0].tolist() == [[[5, 0], [11, 6]], [[13, 13], [19, 19]]]
+def test_memory_of_many_positions_is_that_of_a_part(monkeypatch):
+    """Samples of at most MAX_SAMPLED_VALUES are kept for the backward pass: none of many parts."""
+    x, weight, bias = random(1, 8, 6, 6).requires_grad_(), random(4, 8, 3, 3), random(4)
+    places = places_of(torch.arange(36)[None], 6, 6)
+
+    def most_kept(part: int) -> int:
+        monkeypatch.setattr(sparse_conv, "MAX_SAMPLED_VALUES", part * 8 * 9)
+        sizes = []
+
+        def pack(saved: Tensor) -> Tensor:
+            sizes.append(saved.numel())
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            conv_at(pyramid_rows([x]), places, None, weight.requires_grad_(), bias)
+        return max(sizes)
+
+    assert most_kept(36) >= 36 * 8 * 9 > 5 * 8 * 9 >= most_kept(5)
 
 
-def test_split_by_level_by_hand():
-    sizes = [6, 4, 1]
-    positions = [
-        torch.tensor([7, 0, 10, 5]),
-        torch.tensor([], dtype=torch.int64),
-        torch.tensor([6]),
-    ]
-    index, valid, order = split_by_level(positions, sizes)
-    inside = [i[v].tolist() for i, v in zip(index, valid)]
-    assert inside == [[0, 5], [1, 0], [0]]
-    starts = [0, 6, 10]
-    flat = torch.cat([i[v] + s for i, v, s in zip(index, valid, starts)])
-    assert flat[order].tolist() == [7, 0, 10, 5, 6]
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_offsets_out_of_all_bounds_do_no_harm(value):
+    x, weight, bias = random(1, 2, 3, 3), random(2, 2, 1, 1), random(2)
+    places = places_of(torch.tensor([[4, 0]]), 3, 3)
+    offset = torch.tensor([[0.0, 0.0], [value, 0.0]])
+    found = conv_at(pyramid_rows([x]), places, offset, weight, bias)
+    torch.testing.assert_close(found[0], weight[:, :, 0, 0] @ x[0, :, 1, 1] + bias)
+    if value == value:
+        torch.testing.assert_close(found[1], bias)
+    else:
+        assert found[1].isnan().all()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_split_by_level_is_undone_by_its_order(seed):
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [40, 12, 3, 1]
-    counts = torch.randint(0, 30, (3,), generator=generator).tolist()
-    positions = [torch.randint(0, 56, (n,), generator=generator) for n in counts]
-    index, valid, order = split_by_level(positions, sizes)
-    assert all(0 <= i.min() and i.max() < size for i, size in zip(index, sizes))
-    starts = [0, 40, 52, 55]
-    flat = torch.cat([i[v] + s for i, v, s in zip(index, valid, starts)])
-    assert torch.equal(flat[order], torch.cat(positions))
-    # Row n of each level holds image n's positions alone.
-    for image, wanted in enumerate(positions):
-        held = [i[image][v[image]] + s for i, v, s in zip(index, valid, starts)]
-        assert torch.equal(torch.cat(held).sort().values, wanted.sort().values)
+def test_flops_of_sampling_and_product_are_counted():
+    """Four weighted rows of C a point, and a product of k * k * C by O, at each of M positions."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            places = places_of(torch.tensor([[0, 7, 19]]), 4, 5)
+            offset = torch.full((3, 18), 0.3)
+            return conv_at(pyramid_rows([x]), places, offset, random(6, 8, 3, 3), random(6))
+
+    counts = FlopCountAnalysis(Layer(), random(1, 8, 4, 5)).by_operator()
+    assert counts["embedding_bag"] == 3 * 9 * 4 * 8
+    assert counts["linear"] == 3 * 9 * 8 * 6
+
+
+def test_pyramid_rows_by_hand():
+    first = torch.arange(8.0).view(2, 1, 2, 2)
+    second = torch.tensor([10.0, 20.0]).view(2, 1, 1, 1)
+    assert pyramid_rows([first, second]).flatten().tolist() == [0, 1, 2, 3, 10, 4, 5, 6, 7, 20]
+
+
+def test_row_layout_by_hand():
+    """Levels of 2x3, 2x2 and 1x1; rows hold the first and the last: 7 an image."""
+    layout = RowLayout.of(((2, 3), (2, 2), (1, 1)), (0, 2), torch.device("cpu"))
+    assert layout.levels(torch.tensor([0, 5, 6, 9, 10])).tolist() == [0, 0, 1, 1, 2]
+    places = layout.locate(torch.tensor([4, 10, 10, 2]), torch.tensor([0, 0, 1, 1]))
+    assert places.row.tolist() == [4, 6, 13, 9]
+    assert (places.y.tolist(), places.x.tolist()) == ([1, 0, 0, 0], [1, 0, 0, 2])
+    assert (places.height.tolist(), places.width.tolist()) == ([2, 1, 1, 2], [3, 1, 1, 3])
+
+
+def test_row_layout_made_under_inference_mode_serves_training():
+    sizes = ((3, 17), (2, 9))
+    with torch.inference_mode():
+        RowLayout.of(sizes, (0, 1), torch.device("cpu"))
+    x = random(1, 2, 3, 17).requires_grad_()
+    places = RowLayout.of(sizes, (0,), torch.device("cpu")).locate(
+        torch.tensor([3]), torch.tensor([0])
+    )
+    conv_at(pyramid_rows([x]), places, None, random(2, 2, 3, 3), random(2)).sum().backward()
+    assert x.grad.any()
 
 
 # ---------------------------------------------------------------- alignment layers
@@ -216,10 +270,12 @@ def test_at_positions_is_the_dense_layer(name, height, width, kernel):
     x = random(2, 4, height, width).requires_grad_()
     guidance = random(2, 4, height, width, seed=1).requires_grad_()
     index = torch.randint(0, height * width, (2, 5), generator=torch.Generator().manual_seed(1))
-    rows = layer(x, guidance).flatten(2).transpose(1, 2)
-    dense = torch.stack([row[i] for row, i in zip(rows, index)])
-    sparse = layer.at(x, guidance, index)
-    torch.testing.assert_close(sparse, dense, atol=1e-4 * float(dense.abs().max()), rtol=1e-4)
+    places = places_of(index, height, width)
+    dense = pyramid_rows([layer(x, guidance)])[places.row]
+    sparse = layer.at(pyramid_rows([x]), pyramid_rows([guidance])[places.row], places)
+    torch.testing.assert_close(
+        sparse, dense, atol=1e-4 * float(dense.detach().abs().max()), rtol=1e-4
+    )
 
 
 def test_unknown_names_and_even_kernels_are_named():

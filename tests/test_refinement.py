@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mimicdet import MimicDet
-from mimicdet.layers import split_by_level
+from mimicdet.layers import RowLayout
 from tests.helpers import (
     P3_BOX,
     P4_BOX,
@@ -95,13 +95,12 @@ def test_student_output_at_a_position_is_the_pixel_of_the_dense_map():
 
 
 @torch.no_grad()
-def test_positions_of_a_level_are_those_of_split_by_level():
+def test_levels_of_positions_are_those_of_the_row_layout():
     model = small_model()
     _, maps, refined = predict(model, [make_input()])
+    layout = RowLayout.of(tuple(tuple(x.shape[-2:]) for x in maps), (0,), torch.device("cpu"))
     every = torch.arange(len(refined.anchors))
-    index, valid, _ = split_by_level([every], [x.shape[2] * x.shape[3] for x in maps])
-    counts = [int(v.sum()) for v in valid]
-    assert counts == refined.anchor_levels.bincount(minlength=5).tolist()
+    assert torch.equal(layout.levels(every), refined.anchor_levels)
 
 
 @torch.no_grad()

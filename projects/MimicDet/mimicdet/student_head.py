@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .labels import HeadSettings, cat_labelled, regression_loss
-from .layers import GuidedAlignment, build_alignment, split_by_level
+from .layers import GuidedAlignment, RowLayout, build_alignment, pyramid_rows
 from .losses import classification_loss
-from .structures import HeadPredictions, LabelledBoxes
+from .structures import HeadPredictions, LabelledBoxes, split_positions
 from .targets import draw, mine_hard
 
 INITS = ("gaussian", "he")
@@ -163,17 +163,35 @@ class StudentHead(nn.Module):
         """The alignment layer's output, after its ReLU, at the positions: (B, alignment_dim)."""
         if self.detach_guidance:
             delta_maps = [x.detach() for x in delta_maps]
-        layers = [self.alignments[f"k{kernel}"] for kernel in self.kernel_sizes]
-        if not self.sparse:
+        if self.sparse:
+            aligned = self._aligned_at(features, delta_maps, positions)
+        else:
+            layers = [self.alignments[f"k{kernel}"] for kernel in self.kernel_sizes]
             maps = [layer(*inputs) for layer, *inputs in zip(layers, features, delta_maps)]
-            rows = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
-            return F.relu(torch.cat([rows[i, wanted] for i, wanted in enumerate(positions)]))
-        index, valid, order = split_by_level(positions, [x.shape[2] * x.shape[3] for x in features])
-        found = [
-            layer.at(*inputs)[kept]
-            for layer, kept, *inputs in zip(layers, valid, features, delta_maps, index)
-        ]
-        return F.relu(torch.cat(found)[order])
+            rows = pyramid_rows(maps).unflatten(0, (len(positions), -1))
+            aligned = torch.cat([rows[i, wanted] for i, wanted in enumerate(positions)])
+        return F.relu(aligned)
+
+    def _aligned_at(
+        self, features: list[Tensor], delta_maps: list[Tensor], positions: list[Tensor]
+    ) -> Tensor:
+        sizes = tuple(tuple(x.shape[-2:]) for x in features)
+        images = split_positions([len(x) for x in positions], features[0].device)
+        wanted = torch.cat(positions)
+        aligned, order = [], []
+        for kernel in sorted(set(self.kernel_sizes)):
+            sharing = tuple(i for i, k in enumerate(self.kernel_sizes) if k == kernel)
+            layout = RowLayout.of(sizes, sharing, wanted.device)
+            levels = layout.levels(wanted)
+            chosen = torch.nonzero(sum(levels == i for i in sharing)).squeeze(1)
+            places = layout.locate(wanted[chosen], images[chosen])
+            rows, guidance = (
+                pyramid_rows([maps[i] for i in sharing]) for maps in (features, delta_maps)
+            )
+            # A layer that no position needs takes part as well: it has a gradient in every step.
+            aligned.append(self.alignments[f"k{kernel}"].at(rows, guidance[places.row], places))
+            order.append(chosen)
+        return torch.cat(aligned)[torch.cat(order).argsort()]
 
     def predict(self, aligned: Tensor) -> HeadPredictions:
         """aligned: (..., alignment_dim), channels last; outputs keep the leading dimensions."""

@@ -7,7 +7,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from .deform_conv import deform_conv2d
-from .sparse_conv import conv_at, gather_at
+from .sparse_conv import Places, conv_at
 
 
 class ConvAlignment(nn.Module):
@@ -28,17 +28,19 @@ class ConvAlignment(nn.Module):
         """
         return self.conv(x)
 
-    def at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
+    def at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
         """
-        The same at M positions of each map only.
+        The same at M positions only.
 
         Args:
-            index: (N, M) int64, row-major positions in [0, H * W).
+            rows: the features of all levels that share the layer, see sparse_conv.pyramid_rows.
+            guidance: (M, 4) deltas at the positions.
+            places: where the positions lie in the rows.
 
         Returns:
-            (N, M, O), before the activation.
+            (M, O), before the activation.
         """
-        return conv_at(x, index, None, self.conv.weight, self.conv.bias)
+        return conv_at(rows, places, None, self.conv.weight, self.conv.bias)
 
     def hidden_layers(self) -> list[nn.Conv2d]:
         """The convolutions that a ReLU follows; the last one of the offsets is none of them."""
@@ -59,16 +61,18 @@ class DeformAlignment(ConvAlignment):
         with torch.autocast(x.device.type, enabled=False):  # places need the digits
             return self.offset(x.to(self.offset.weight.dtype))
 
-    def offsets_at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
-        """(N, M, 2 * k * k): the offsets at M positions."""
-        return conv_at(x, index, None, self.offset.weight, self.offset.bias)
+    def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
+        """(M, 2 * k * k): the offsets at M positions."""
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = rows.to(self.offset.weight.dtype)
+            return conv_at(rows, places, None, self.offset.weight, self.offset.bias)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         return deform_conv2d(x, self.offsets(x, guidance), self.conv.weight, self.conv.bias)
 
-    def at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
-        offsets = self.offsets_at(x, guidance, index)
-        return conv_at(x, index, offsets, self.conv.weight, self.conv.bias)
+    def at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
+        offsets = self.offsets_at(rows, guidance, places)
+        return conv_at(rows, places, offsets, self.conv.weight, self.conv.bias)
 
 
 class GuidedAlignment(DeformAlignment):
@@ -95,8 +99,8 @@ class GuidedAlignment(DeformAlignment):
         with torch.autocast(guidance.device.type, enabled=False):
             return self.offset(guidance.to(self.conv.weight.dtype))
 
-    def offsets_at(self, x: Tensor, guidance: Tensor, index: Tensor) -> Tensor:
-        return self.offsets(x, gather_at(guidance, index)).squeeze(3).transpose(1, 2)
+    def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
+        return self.offsets(rows, guidance[:, :, None, None]).flatten(1)
 
     def hidden_layers(self) -> list[nn.Conv2d]:
         return [self.conv, *self.offset[:-1]]

@@ -1,95 +1,205 @@
 """
 Convolution, plain or deformable, at chosen positions only: the same numbers as the dense operator,
 since a deformable convolution at a point is a bilinear sample of its k * k points times a matrix.
+
+The maps of all levels that share a layer lie below each other as *rows*, channels last: one row a
+position, images first, then levels, row-major inside a level. A bilinear sample is then a weighted
+sum of four rows, whichever image, level and point it belongs to, and torch's embedding_bag is just
+that sum, so that ragged numbers of positions need neither padding nor a loop.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
+from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS
+from fvcore.nn.jit_handles import get_shape
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from .precision import at_least_float32
 
+# Sampled values (positions * points * channels) that are held at a time: 128 MiB in float32.
+MAX_SAMPLED_VALUES = 2**25
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where M positions lie in the rows of a pyramid; all fields (M,) int64."""
+
+    first_row: Tensor  # the row of their map's top left position
+    y: Tensor  # in pixels of their map
+    x: Tensor
+    height: Tensor  # of their map
+    width: Tensor
+
+    @property
+    def row(self) -> Tensor:
+        """The position's own row."""
+        return self.first_row + self.y * self.width + self.x
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def split(self, size: int) -> list["Places"]:
+        """Parts of at most `size` positions; at least one part."""
+        parts = [getattr(self, field.name).split(size) for field in fields(self)]
+        return [Places(*part) for part in zip(*parts)]
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How the positions of L levels lie in the rows of some of these levels, as (L,) tables."""
+
+    ends: Tensor  # positions of the level and of all before it
+    starts: Tensor  # positions before the level
+    heights: Tensor
+    widths: Tensor
+    first_rows: Tensor  # the level's first row in an image; meaningless where it has no rows
+    rows_per_image: int
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def of(
+        sizes: tuple[tuple[int, int], ...], levels: tuple[int, ...], device: torch.device
+    ) -> "RowLayout":
+        """
+        Kept for the sizes that come again: a copy to a GPU makes the CPU wait.
+
+        Args:
+            sizes: (height, width) of each of the L levels; levels: those that have rows.
+        """
+        table, position, row = [], 0, 0
+        for level, (height, width) in enumerate(sizes):
+            area = height * width
+            table.append((position + area, position, height, width, row))
+            position += area
+            row += area if level in levels else 0
+        with torch.inference_mode(False):  # for later steps too, which may be training's
+            columns = torch.tensor(list(zip(*table)), device=device).unbind(0)
+        return RowLayout(*columns, row)
+
+    def levels(self, positions: Tensor) -> Tensor:
+        """Level of each position in [0, R): int64 in [0, L)."""
+        return torch.bucketize(positions, self.ends, right=True)
+
+    def locate(self, positions: Tensor, images: Tensor) -> Places:
+        """
+        Args:
+            positions: (M,) int64 in [0, R), on levels that have rows.
+            images: (M,) int64 in [0, N).
+        """
+        levels = self.levels(positions)
+        inside = positions - self.starts[levels]
+        width = self.widths[levels]
+        return Places(
+            first_row=images * self.rows_per_image + self.first_rows[levels],
+            y=inside // width,
+            x=inside % width,
+            height=self.heights[levels],
+            width=width,
+        )
+
+
+def pyramid_rows(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (N, C, Hl, Wl) of some levels as rows (N * sum of Hl * Wl, C)."""
+    rows = [x.flatten(2).transpose(1, 2) for x in maps]
+    return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).flatten(0, 1)
+
 
 def conv_at(
-    x: Tensor, index: Tensor, offset: Tensor | None, weight: Tensor, bias: Tensor
+    rows: Tensor, places: Places, offset: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """
-    Convolution of stride 1 and "same" padding at M positions of each map.
+    Convolution of stride 1 and "same" padding at M positions.
+
+    Sampled in float32 at least; the product with the weight follows autocast. Where positions are
+    many they go through in parts, and training computes a part's samples again in the backward
+    pass instead of keeping them, so that memory does not grow with the number of positions.
 
     Args:
-        x: (N, C, H, W).
-        index: (N, M) int64, row-major positions in [0, H * W).
-        offset: (N, M, 2 * k * k) in pixels of x, (dy, dx) for each kernel point; None: no offsets.
+        rows: see pyramid_rows; of C channels.
+        offset: (M, 2 * k * k) in pixels of the position's map, (dy, dx) for each kernel point;
+            None: no offsets.
         weight: (O, C, k, k); bias: (O,).
 
     Returns:
-        (N, M, O), in x's dtype; computed in float32 where x is of half precision. Points outside
-        the map read as zero.
+        (M, O), in rows' dtype. Points outside the map read as zero.
     """
-    dtype = x.dtype
-    with torch.autocast(x.device.type, enabled=False):
-        x = at_least_float32(x)
-        size, k = x.shape[-2:], weight.shape[-1]
-        points = _kernel_points(index, size[1], k).to(x.dtype)
+    dtype = rows.dtype
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = at_least_float32(rows)
+    size = max(MAX_SAMPLED_VALUES // (weight[0].numel()), 1)
+    if len(places) <= size:
+        return _conv_part(rows, places, offset, weight, bias).to(dtype)
+    parts = places.split(size)
+    offsets = [None] * len(parts) if offset is None else offset.split(size)
+    if not torch.is_grad_enabled():
+        found = [_conv_part(rows, *part, weight, bias) for part in zip(parts, offsets)]
+    else:
+        found = [
+            checkpoint(_conv_part, rows, *part, weight, bias, use_reentrant=False)
+            for part in zip(parts, offsets)
+        ]
+    return torch.cat(found).to(dtype)
+
+
+def _conv_part(
+    rows: Tensor, places: Places, offset: Tensor | None, weight: Tensor, bias: Tensor
+) -> Tensor:
+    k = weight.shape[-1]
+    with torch.autocast(rows.device.type, enabled=False):
+        points = _kernel_points(places, k).to(rows.dtype)
         if offset is not None:
-            points = points + offset.to(x.dtype).unflatten(2, (k * k, 2))
-        # grid_sample wants (x, y) in [-1, 1] of the map's outer edges.
-        scale = points.new_tensor([2.0 / size[1], 2.0 / size[0]])
-        grid = (points.flip(-1) + 0.5) * scale - 1
-        sampled = F.grid_sample(x, grid, mode="bilinear", align_corners=False)  # (N, C, M, k * k)
-        columns = sampled.transpose(1, 2).flatten(2)
-        out = F.linear(columns, weight.to(x.dtype).flatten(1), bias.to(x.dtype))
-    return out.to(dtype)
+            points = points + offset.to(rows.dtype).unflatten(1, (k * k, 2))
+        sampled = sample_rows(rows, places, points)
+    # The points' order is that of a channels-last weight, which is a view where it lies so.
+    return F.linear(sampled.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
 
-def _kernel_points(index: Tensor, width: int, kernel_size: int) -> Tensor:
-    """(y, x) of the kernel points around each position, row-major: (N, M, k * k, 2)."""
-    center = torch.stack([index // width, index % width], dim=-1)
-    steps = torch.arange(kernel_size, device=index.device) - kernel_size // 2
-    kernel = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).reshape(-1, 2)
-    return center[:, :, None] + kernel
-
-
-def gather_at(x: Tensor, index: Tensor) -> Tensor:
-    """Values of a map at M positions: (N, C, H, W), (N, M) -> (N, C, M, 1)."""
-    wanted = index[:, None].expand(-1, x.shape[1], -1)
-    return x.flatten(2).gather(2, wanted).unsqueeze(3)
-
-
-def split_by_level(
-    positions: list[Tensor], sizes: Sequence[int]
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def sample_rows(rows: Tensor, places: Places, points: Tensor) -> Tensor:
     """
-    Sort the positions of N images by level.
+    Bilinear samples of each position's own map; zero outside of it.
 
     Args:
-        positions: N x (Ri,) int64 in [0, R), R = sum of sizes; sizes: positions of each level.
+        points: (M, P, 2), (y, x) in pixels of the map, pixel centres at whole numbers.
 
     Returns:
-        index: L x (N, Ml) positions inside the level, filled up with 0; Ml is at least 1, so that
-            every level takes part in every step.
-        valid: L x (N, Ml) bool, False on the filling.
-        order: (B,) int64: where each of the concatenated positions lies in the concatenation of
-            the levels' valid entries.
+        (M, P, C).
     """
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + size)
-    edges = torch.tensor(starts[1:], device=positions[0].device)
-    levels = [torch.bucketize(p, edges, right=True) for p in positions]
-    offsets = torch.tensor([0] + [len(p) for p in positions[:-1]]).cumsum(0).tolist()
-    index, valid, order = [], [], []
-    for level, start in enumerate(starts[:-1]):
-        rows = [torch.nonzero(of == level).squeeze(1) for of in levels]
-        order += [row + offset for row, offset in zip(rows, offsets)]
-        filled = pad_sequence(
-            [p[row] - start for p, row in zip(positions, rows)], batch_first=True, padding_value=-1
-        )
-        if filled.shape[1] == 0:
-            filled = filled.new_full((len(positions), 1), -1)
-        valid.append(filled >= 0)
-        index.append(filled.clamp(min=0))
-    return index, valid, torch.cat(order).argsort()
+    size = torch.stack([places.height, places.width], dim=1)[:, None]  # (M, 1, 2)
+    # Beyond a pixel outside nothing changes; the bounds keep whole numbers small.
+    points = torch.minimum(points.clamp(min=-1), size.to(points.dtype))
+    corner = points.detach().floor()
+    fraction = points - corner
+    low = corner.long()
+    ends = torch.stack([low, low + 1], dim=-1)  # (M, P, 2, 2): axis, lower or upper
+    shares = torch.stack([1 - fraction, fraction], dim=-1)
+    shares = shares * ((ends >= 0) & (ends < size[..., None]))
+    ends = torch.minimum(ends.clamp(min=0), size[..., None] - 1)
+    y, x = ends.unbind(2)
+    y = places.first_row[:, None, None] + y * places.width[:, None, None]
+    index = (y[..., None] + x[..., None, :]).flatten(0, 1).flatten(1)  # (M * P, 4)
+    weights = (shares[..., 0, :, None] * shares[..., 1, None, :]).flatten(0, 1).flatten(1)
+    sampled = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+    return sampled.unflatten(0, points.shape[:2])
+
+
+def _kernel_points(places: Places, kernel_size: int) -> Tensor:
+    """(y, x) of the kernel points around each position, row-major: (M, k * k, 2)."""
+    center = torch.stack([places.y, places.x], dim=1)
+    steps = torch.arange(kernel_size, device=center.device) - kernel_size // 2
+    kernel = torch.cartesian_prod(steps, steps).view(-1, 2)
+    return center[:, None] + kernel
+
+
+def _embedding_bag_flops(inputs, outputs):
+    """Multiply-adds: every index brings a weighted row."""
+    rows, index = get_shape(inputs[0]), get_shape(inputs[1])
+    return index[0] * rows[1]
+
+
+# fvcore counts operators that it does not know as free.
+_DEFAULT_SUPPORTED_OPS.setdefault("aten::embedding_bag", _embedding_bag_flops)
