@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 
-from mimicdet.postprocess import clip_boxes, detections, select_proposals
+from mimicdet.postprocess import clip_boxes, detections, nms_best, select_proposals
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -81,6 +81,50 @@ def test_select_from_nothing():
         assert select_proposals(none, torch.zeros(0), 10, thresh).tolist() == []
     empty = torch.ones(3, 4)
     assert select_proposals(empty, torch.zeros(3), 10, 0.8).tolist() == []
+
+
+@pytest.mark.parametrize("topk", [1, 3, 40, 1000])
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_nms_best_agrees_with_plain_nms_group_by_group(topk, num_groups):
+    """However often the prefix has to grow: most boxes overlap one another."""
+    generator = torch.Generator().manual_seed(topk)
+    boxes, scores = random_boxes(150, (40, 40), seed=7), torch.rand(150, generator=generator)
+    groups = torch.randint(0, num_groups, (150,), generator=generator)
+    kept = []
+    for group in range(num_groups):
+        rows = torch.nonzero(groups == group).squeeze(1).tolist()
+        kept += [rows[i] for i in plain_nms(boxes[rows].tolist(), scores[rows].tolist(), 0.2)]
+    assert len(kept) < 100
+    expected = sorted(kept, key=lambda i: -float(scores[i]))[:topk]
+    assert nms_best(boxes, scores, groups, 0.2, topk).tolist() == expected
+
+
+def test_nms_best_looks_at_no_more_boxes_than_it_needs(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "mimicdet.postprocess.nms", lambda b, s, t: sizes.append(len(b)) or torch.arange(len(b))
+    )
+    boxes, zeros = random_boxes(1000, (600, 600), seed=0), torch.zeros(1000, dtype=torch.int64)
+    assert len(nms_best(boxes, torch.rand(1000), zeros, 0.5, 10)) == 10
+    assert sizes == [20]
+
+
+def test_many_groups_cost_no_digits():
+    """Two boxes of group 5000 whose IoU is just below the threshold, far from the first group."""
+    boxes = torch.tensor(
+        [[0.0, 0.0, 1333.0, 800.0], [10.0, 10.0, 20.0, 20.0], [10.0, 13.34, 20, 23.34]]
+    )
+    groups = torch.tensor([0, 5000, 5000])
+    overlap = iou(boxes[1].tolist(), boxes[2].tolist())
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    assert nms_best(boxes, scores, groups, overlap + 1e-4, 9).tolist() == [0, 1, 2]
+    assert nms_best(boxes, scores, groups, overlap - 1e-4, 9).tolist() == [0, 1]
+
+
+def test_equal_scores_keep_their_order():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).repeat(40, 1) + torch.arange(40.0)[:, None] * 20
+    zeros = torch.zeros(40, dtype=torch.int64)
+    assert nms_best(boxes, torch.ones(40), zeros, 0.5, 15).tolist() == list(range(15))
 
 
 def plain_detections(boxes, logits, deltas, size, num_classes, score_thresh, nms_thresh, topk):
