@@ -54,7 +54,19 @@ def test_inference_takes_the_best_objectness_without_nms(topk):
     logits[30] = float("inf")
     valid = [i for i in range(60) if i not in (10, 20, 30)]
     expected = sorted(valid, key=lambda i: -float(logits[i]))[:topk]
-    assert select_proposals(boxes, logits, topk).tolist() == expected
+    found = select_proposals(boxes[None], logits[None], topk)
+    assert [x.tolist() for x in found] == [expected]
+
+
+def test_images_of_a_batch_are_selected_apart():
+    boxes = torch.stack([random_boxes(30, (64, 64), seed) for seed in range(3)])
+    logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
+    boxes[1, :28, 2:] = boxes[1, :28, :2]  # two boxes are left
+    for thresh in (1.0, 0.3):
+        together = select_proposals(boxes, logits, 10, thresh)
+        alone = [select_proposals(b[None], x[None], 10, thresh)[0] for b, x in zip(boxes, logits)]
+        assert [x.tolist() for x in together] == [x.tolist() for x in alone]
+        assert sorted(together[1].tolist()) == [28, 29] and len(together[0]) == 10
 
 
 @pytest.mark.parametrize("thresh", [0.3, 0.8])
@@ -71,16 +83,16 @@ def test_training_runs_nms_over_all_then_cuts(thresh, pre_nms_topk):
     )
     expected = [entering[i] for i in kept]
     assert len(expected) < len(entering)
-    found = select_proposals(boxes, logits, 15, thresh, pre_nms_topk)
+    found = select_proposals(boxes[None], logits[None], 15, thresh, pre_nms_topk)[0]
     assert found.tolist() == expected[:15]
 
 
 def test_select_from_nothing():
-    none = torch.zeros(0, 4)
+    none, empty = torch.zeros(2, 0, 4), torch.ones(2, 3, 4)
     for thresh in (0.8, 1.0):
-        assert select_proposals(none, torch.zeros(0), 10, thresh).tolist() == []
-    empty = torch.ones(3, 4)
-    assert select_proposals(empty, torch.zeros(3), 10, 0.8).tolist() == []
+        for boxes in (none, empty):
+            found = select_proposals(boxes, torch.zeros(boxes.shape[:2]), 10, thresh)
+            assert [x.tolist() for x in found] == [[], []]
 
 
 @pytest.mark.parametrize("topk", [1, 3, 40, 1000])

@@ -11,6 +11,7 @@ from tests.helpers import (
     P3_BOX,
     P4_BOX,
     STRIDES,
+    count_calls,
     instances,
     make_input,
     randomise_refinement,
@@ -254,3 +255,18 @@ def test_detectron2s_contract_of_a_proposal_generator():
 def test_contradictions_are_named(opts, words):
     with pytest.raises(ValueError, match=words):
         small_model(*opts)
+
+
+@torch.no_grad()
+def test_anchors_of_a_size_are_made_once(monkeypatch):
+    model = small_model()
+    calls = count_calls(model.proposal_generator.anchor_generator)
+    _, _, first = predict(model, [make_input((64, 96))])
+    _, _, again = predict(model, [make_input((64, 96))])
+    assert calls == [1] and torch.equal(first.anchors, again.anchors)
+    _, _, other = predict(model, [make_input((96, 64))])
+    assert calls == [2] and not torch.equal(first.anchors, other.anchors)
+    monkeypatch.setattr("mimicdet.refinement.KEPT_SIZES", 2)
+    predict(model, [make_input((128, 64))])
+    assert len(model.proposal_generator._kept_anchors) == 1
+    assert not [name for name in model.state_dict() if "anchors" in name]

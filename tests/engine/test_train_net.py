@@ -139,6 +139,15 @@ def test_eval_only_repeats_the_ap_of_training(data, trained, tmp_path):
     assert again["AP"] == found["AP"]
 
 
+@pytest.mark.parametrize("precision, tolerance", [("float32", 0.01), ("bfloat16", 5)])
+def test_eval_only_of_the_optimized_model(data, trained, tmp_path, precision, tolerance):
+    opts = ["MODEL.WEIGHTS", trained.output / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    flags = ["--eval-only", "--optimize", precision]
+    found = results("--config-file", data.config, *flags, *opts)["bbox"]
+    expected = tiny_run.metrics(trained.output)[-1]["bbox/AP"]
+    assert found["AP"] == pytest.approx(expected, abs=tolerance)
+
+
 def test_eval_only_of_the_teacher(data, trained, tmp_path, monkeypatch):
     heads = []
     detect = MimicDet.inference

@@ -4,6 +4,7 @@ from . import data, model_zoo
 from .backbone import StaggeredFPN, build_resnet_staggered_fpn_backbone
 from .config import add_mimicdet_config
 from .distillation import DISTILLATION_REGISTRY, DistillationMethod, Distiller, build_distiller
+from .inference import optimize_for_inference
 from .meta_arch import MimicDet
 from .refinement import RefinementModule
 from .student_head import StudentHead
@@ -25,4 +26,5 @@ __all__ = [
     "build_resnet_staggered_fpn_backbone",
     "data",
     "model_zoo",
+    "optimize_for_inference",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from .layers.precision import at_least_float32
 
 
-def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float) -> Tensor:
+def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float | Tensor) -> Tensor:
     """
     Binary cross-entropy of the refinement module, summed over all anchors that are not ignored,
     divided by the normalizer (3.2).
@@ -21,13 +21,12 @@ def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float) -> Tensor
         logits: (...), any shape; labels: the same shape, 1 positive, 0 negative, -1 ignored.
     """
     logits = at_least_float32(logits)
-    valid = labels >= 0
-    targets = labels[valid].to(logits.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits[valid], targets, reduction="sum")
+    valid, targets = (labels >= 0).to(logits.dtype), (labels == 1).to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, targets, weight=valid, reduction="sum")
     return loss / normalizer
 
 
-def box_l1_loss(pred_deltas: Tensor, gt_deltas: Tensor, normalizer: float) -> Tensor:
+def box_l1_loss(pred_deltas: Tensor, gt_deltas: Tensor, normalizer: float | Tensor) -> Tensor:
     """L1 over (b, 4) deltas of positive boxes, summed, divided by the normalizer (3.2, 3.3)."""
     return F.l1_loss(at_least_float32(pred_deltas), gt_deltas, reduction="sum") / normalizer
 

@@ -78,6 +78,8 @@ class MimicDet(nn.Module):
         self.positive_fraction = positive_fraction
         self.input_format = input_format
         self.vis_period = vis_period
+        # Mixed precision of inference; optimize_for_inference sets it.
+        self.autocast_dtype: torch.dtype | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.set_eval_head(eval_head)
@@ -197,6 +199,13 @@ class MimicDet(nn.Module):
         if detected_instances is not None:
             raise ValueError("MimicDet detects boxes only; detected_instances must be None")
         images = self.preprocess_image(batched_inputs)
+        with torch.autocast(
+            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
+        ):
+            results = self._detect(images)
+        return _rescale(results, batched_inputs, images) if do_postprocess else results
+
+    def _detect(self, images: ImageList) -> list[Instances]:
         features = self.backbone(images.tensor)
         maps = [features[f] for f in self.proposal_generator.in_features]
         refined = self.proposal_generator.predict(maps)
@@ -204,11 +213,9 @@ class MimicDet(nn.Module):
         if self.eval_head == "student":
             positions = [x.positions for x in proposals]
             predictions = self.student_head(maps, refined.delta_maps, positions)
-            results = self.student_head.settings.detect(predictions, proposals)
-        else:
-            predictions = self.roi_heads.predict_proposals(features, proposals)
-            results = self.roi_heads.settings.detect(predictions, proposals)
-        return _rescale(results, batched_inputs, images) if do_postprocess else results
+            return self.student_head.settings.detect(predictions, proposals)
+        predictions = self.roi_heads.predict_proposals(features, proposals)
+        return self.roi_heads.settings.detect(predictions, proposals)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, pad and batch the images."""
@@ -249,8 +256,9 @@ class MimicDet(nn.Module):
         for name, count in zip(self.proposal_generator.in_features, positives.tolist()):
             storage.put_scalar(f"refine/num_positives_{name}", count / len(proposals))
         for name, boxes in (("student", proposals), ("teacher", chosen)):
-            found = sum(int((x.gt_classes < self.num_classes).sum()) for x in boxes)
-            storage.put_scalar(f"{name}/num_foreground", found / len(boxes))
+            classes = torch.cat([x.gt_classes for x in boxes])
+            found = ((classes >= 0) & (classes < self.num_classes)).sum()
+            storage.put_scalar(f"{name}/num_foreground", int(found) / len(boxes))
 
     def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
         if not (self.vis_period and has_event_storage()):

@@ -56,28 +56,34 @@ def nms_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_thresh: float, t
 @torch.no_grad()
 def select_proposals(
     boxes: Tensor, logits: Tensor, topk: int, nms_thresh: float = 1.0, pre_nms_topk: int = 0
-) -> Tensor:
+) -> list[Tensor]:
     """
-    Positions of an image's best boxes by objectness, best first.
+    Positions of each image's best boxes by objectness, best first.
 
     In training NMS at 0.8 goes before the cut to 2000 (4.1); at inference there is none (4.2).
 
     Args:
-        boxes: (R, 4) XYXY, clipped; empty ones are left out.
-        logits: (R,) objectness.
+        boxes: (N, R, 4) XYXY, clipped; empty ones are left out.
+        logits: (N, R) objectness.
         topk: how many to keep at most.
         nms_thresh: IoU of the NMS over all levels together; 1: none.
         pre_nms_topk: how many enter the NMS; 0: all.
+
+    Returns:
+        N x (at most topk,) int64 in [0, R).
     """
-    nonempty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-    positions = torch.nonzero(nonempty & torch.isfinite(logits)).squeeze(1)
+    nonempty = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
+    logits = logits.masked_fill(~(nonempty & torch.isfinite(logits)), -float("inf"))
+    most = topk if nms_thresh >= 1 else pre_nms_topk or logits.shape[1]
+    best, order = logits.topk(min(most, logits.shape[1]), dim=1)
+    counts = torch.isfinite(best).sum(dim=1).tolist()
+    positions = [order[i, :count] for i, count in enumerate(counts)]
     if nms_thresh >= 1:
-        order = logits[positions].topk(min(topk, len(positions))).indices
-        return positions[order]
-    if pre_nms_topk and len(positions) > pre_nms_topk:
-        positions = positions[logits[positions].topk(pre_nms_topk).indices]
-    one_group = torch.zeros_like(positions)
-    return positions[nms_best(boxes[positions], logits[positions], one_group, nms_thresh, topk)]
+        return positions
+    return [
+        chosen[nms_best(b[chosen], x[chosen], torch.zeros_like(chosen), nms_thresh, topk)]
+        for chosen, b, x in zip(positions, boxes, logits)
+    ]
 
 
 @torch.no_grad()

@@ -16,6 +16,9 @@ from .postprocess import clip_boxes, select_proposals
 from .structures import RefinementPredictions
 from .targets import assign_anchors
 
+# Sizes of maps whose anchors are kept: about a megabyte each.
+KEPT_SIZES = 32
+
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RefinementModule(nn.Module):
@@ -80,6 +83,7 @@ class RefinementModule(nn.Module):
         self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
         self.loss_weights = loss_weights
         self.register_buffer("base_scales", torch.tensor(base_scales), persistent=False)
+        self._kept_anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
 
         self.conv = Conv2d(in_channels, hidden_dim, 3, padding=1, activation=nn.ReLU())
         self.objectness_logits = Conv2d(hidden_dim, 1, 1)
@@ -148,19 +152,31 @@ class RefinementModule(nn.Module):
             hidden = [x.to(self.anchor_deltas.weight.dtype) for x in hidden]
             delta_maps = [self.anchor_deltas(x) for x in hidden]
             logits = [self.objectness_logits(x).flatten(1) for x in hidden]
-        anchors = self.anchor_generator(features)
+        anchors, anchor_levels = self._anchors(features)
         return RefinementPredictions(
             pred_objectness_logits=cat(logits, dim=1),
             pred_anchor_deltas=cat([x.flatten(2).transpose(1, 2) for x in delta_maps], dim=1),
             delta_maps=delta_maps,
-            anchors=Boxes.cat(anchors).tensor,
-            anchor_levels=torch.cat(
-                [
-                    torch.full((len(boxes),), level, dtype=torch.int64, device=boxes.device)
-                    for level, boxes in enumerate(anchors)
-                ]
-            ),
+            anchors=anchors,
+            anchor_levels=anchor_levels,
         )
+
+    def _anchors(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Anchors (R, 4) and their levels (R,); those of the last few sizes of maps are kept."""
+        key = (features[0].device, *(tuple(x.shape[-2:]) for x in features))
+        found = None if torch.jit.is_tracing() else self._kept_anchors.get(key)
+        if found is not None:
+            return found
+        with torch.inference_mode(False):  # for later steps too, which may be training's
+            boxes = self.anchor_generator(features)
+            counts = torch.tensor([len(x) for x in boxes], device=features[0].device)
+            levels = torch.arange(len(boxes), device=features[0].device).repeat_interleave(counts)
+            found = Boxes.cat(boxes).tensor, levels
+        if not torch.jit.is_tracing():
+            if len(self._kept_anchors) >= KEPT_SIZES:
+                self._kept_anchors.clear()
+            self._kept_anchors[key] = found
+        return found
 
     def losses(
         self,
@@ -198,7 +214,7 @@ class RefinementModule(nn.Module):
         per_level = torch.stack(
             [positive[:, predictions.anchor_levels == i].sum() for i in range(len(self.strides))]
         )
-        num_positives = max(int(per_level.sum()), len(labels))
+        num_positives = per_level.sum().clamp(min=len(labels))  # a tensor: int() would wait
         cls_normalizer = num_positives if self.cls_normalizer == "positives" else labels.numel()
         cls_weight, loc_weight = self.loss_weights
         losses = {
@@ -228,22 +244,23 @@ class RefinementModule(nn.Module):
                 "The refinement module predicts boxes that are not finite: training has diverged."
                 " Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
             )
+        anchors = predictions.anchors.expand(len(deltas), -1, -1).flatten(0, 1)
+        boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), anchors)
+        boxes = boxes.view_as(deltas)
+        boxes = torch.stack([clip_boxes(x, size) for x, size in zip(boxes, image_sizes)])
+        logits = predictions.pred_objectness_logits.float()
+        chosen = select_proposals(
+            boxes,
+            logits,
+            self.post_nms_topk[self.training],
+            self.nms_thresh if self.training else 1.0,
+            self.pre_nms_topk,
+        )
         proposals = []
-        for logits, deltas_per_image, size in zip(
-            predictions.pred_objectness_logits.float(), deltas, image_sizes
-        ):
-            boxes = self.box2box_transform.apply_deltas(deltas_per_image, predictions.anchors)
-            boxes = clip_boxes(boxes, size)
-            positions = select_proposals(
-                boxes,
-                logits,
-                self.post_nms_topk[self.training],
-                self.nms_thresh if self.training else 1.0,
-                self.pre_nms_topk,
-            )
+        for image, (size, positions) in enumerate(zip(image_sizes, chosen)):
             instances = Instances(size)
-            instances.proposal_boxes = Boxes(boxes[positions])
-            instances.objectness_logits = logits[positions]
+            instances.proposal_boxes = Boxes(boxes[image, positions])
+            instances.objectness_logits = logits[image, positions]
             instances.positions = positions
             instances.levels = predictions.anchor_levels[positions]
             proposals.append(instances)

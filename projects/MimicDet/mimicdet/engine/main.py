@@ -15,6 +15,7 @@ from torch import multiprocessing, nn
 
 from ..checkpoint import MimicCheckpointer
 from ..errors import error_text
+from ..inference import PRECISIONS, optimize_for_inference
 from .setup import setup_cfg
 from .trainer import MimicTrainer
 
@@ -22,6 +23,13 @@ from .trainer import MimicTrainer
 def build_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, and how to name one's own data."""
     parser = default_argument_parser()
+    parser.add_argument(
+        "--optimize",
+        metavar="PRECISION",
+        choices=list(PRECISIONS),
+        help="with --eval-only: fold batch norms, lay maps channels last and compute in "
+        f"{', '.join(PRECISIONS)}",
+    )
     parser.epilog = (parser.epilog or "") + _EPILOG
     return parser
 
@@ -47,6 +55,10 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
         check_test_sets(cfg)
         if args.eval_only:
             model = load_for_evaluation(cfg, resume=args.resume)
+            if args.optimize:
+                model = optimize_for_inference(model, precision=args.optimize)
+        elif args.optimize:
+            raise ValueError("--optimize goes with --eval-only: an optimized model cannot train")
         elif not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: there is nothing to train on")
         else:
