@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 
 from mimicdet import StudentHead
+from mimicdet.labels import cat_labelled
 from mimicdet.structures import HeadPredictions
 from tests.helpers import NUM_CLASSES, small_model
 
@@ -259,6 +260,13 @@ def l1_to_object(pred, box, target):
 CLASSES = [[3, 0, 3, -1, 3, 3, 1, 3, 3], [3, 3, -1, 3, 2, 3, 3, 3]]  # 3 is the background
 
 
+def losses_of(head, predictions, proposals):
+    """Choose what trains, then the losses, as forward_training does."""
+    boxes, counts = cat_labelled(proposals), [len(x) for x in proposals]
+    chosen = head.select(predictions.pred_class_logits, boxes, counts)
+    return head.losses(predictions, boxes, *chosen)
+
+
 @pytest.mark.parametrize("normalizer, divisor", [("mined", 10), ("positives", 3)])
 def test_losses_by_hand(normalizer, divisor):
     """The 5 highest losses of each image; all 3 positives, since 4 an image would be allowed."""
@@ -276,7 +284,7 @@ def test_losses_by_hand(normalizer, divisor):
     )
     proposals = [labelled(classes, seed) for seed, classes in enumerate(CLASSES)]
     predictions = predictions_for(17)
-    losses = head.losses(predictions, proposals)
+    losses = losses_of(head, predictions, proposals)
     assert set(losses) == {"loss_student_cls", "loss_student_loc"}
     each = cross_entropies(predictions.pred_class_logits, sum(CLASSES, []))
     hardest = []
@@ -296,10 +304,42 @@ def test_losses_by_hand(normalizer, divisor):
     assert sorted(each[i] for i in trained) == sorted(hardest)
 
 
+def test_training_twice_over_few_is_training_once_over_all():
+    """Sparse: values and gradients of the dense head, which keeps the graph of every proposal."""
+    counts, sampled = [60, 40], [torch.tensor([5, 0, 59]), torch.tensor([39, 7])]
+    generator = torch.Generator().manual_seed(4)
+    proposals = []
+    for seed, count in enumerate(counts):
+        classes = torch.randint(0, NUM_CLASSES + 1, (count,), generator=generator)
+        proposals.append(labelled(classes.tolist(), seed))
+        proposals[-1].positions = torch.randperm(120, generator=generator)[:count]
+    results, runs = [], []
+    for sparse in (True, False):
+        head = make_head("SPARSE", sparse, "HARD_MINING_TOPK", 6, "MAX_REG_POSITIVES", 4)
+        features, deltas = make_maps()
+        predict = head.predict
+        head.predict = lambda x, predict=predict: (
+            runs.append((len(x), x.requires_grad)) or predict(x)
+        )
+        torch.manual_seed(0)
+        losses, mimicked = head.forward_training(features, deltas, proposals, sampled)
+        (sum(losses.values()) + mimicked.box_features.square().sum()).backward()
+        result = {**losses, **vars(mimicked)}
+        result |= {f"grad {name}": p.grad for name, p in head.named_parameters()}
+        result |= {f"grad feature {i}": x.grad for i, x in enumerate(features)}
+        results.append(result)
+    assert runs[0] == (100, False) and runs[2] == (100, True)
+    assert runs[1][1] and 6 * 2 <= runs[1][0] <= 2 * (6 + 4) + 5
+    for name, found in results[0].items():
+        expected = results[1][name]
+        bound = 1e-4 * float(expected.detach().abs().max())
+        torch.testing.assert_close(found, expected, atol=bound, rtol=1e-4, msg=name)
+
+
 def test_ignored_boxes_are_never_mined():
     head = make_head("HARD_MINING_TOPK", 100)
     predictions = predictions_for(17)
-    head.losses(predictions, [labelled(c, s) for s, c in enumerate(CLASSES)])[
+    losses_of(head, predictions, [labelled(c, s) for s, c in enumerate(CLASSES)])[
         "loss_student_cls"
     ].backward()
     untouched = [i for i, row in enumerate(predictions.pred_class_logits.grad) if not row.any()]
@@ -314,7 +354,7 @@ def test_regression_takes_a_limited_random_draw_of_positives():
         torch.manual_seed(seed)
         predictions = predictions_for(18)
         proposals = [labelled(c, s) for s, c in enumerate(classes)]
-        head.losses(predictions, proposals)["loss_student_loc"].backward()
+        losses_of(head, predictions, proposals)["loss_student_loc"].backward()
         trained = [i for i, row in enumerate(predictions.pred_box_deltas.grad) if row.any()]
         assert len([i for i in trained if i < 10]) == 4
         assert [i for i in trained if i >= 10] == [15]
@@ -325,7 +365,7 @@ def test_regression_takes_a_limited_random_draw_of_positives():
 def test_losses_of_no_proposals_are_zeros_in_the_graph():
     head = make_head()
     predictions = predictions_for(0)
-    losses = head.losses(predictions, [labelled([], 0), labelled([], 1)])
+    losses = losses_of(head, predictions, [labelled([], 0), labelled([], 1)])
     sum(losses.values()).backward()
     assert [v.item() for v in losses.values()] == [0, 0]
     assert predictions.pred_class_logits.grad is not None

@@ -163,10 +163,10 @@ class MimicDet(nn.Module):
         chosen = [x[index] for x, index in zip(proposals, sampled)]
         student = teacher = None
         if self.student_head is not None:
-            positions = [x.positions for x in proposals]
-            predictions = self.student_head(maps, refined.delta_maps, positions)
-            losses.update(self.student_head.losses(predictions, proposals))
-            student = predictions.select(_flat_indices(sampled, positions))
+            student_losses, student = self.student_head.forward_training(
+                maps, refined.delta_maps, proposals, sampled
+            )
+            losses.update(student_losses)
         if self.roi_heads is not None:
             teacher = self.roi_heads.predict_proposals(features, chosen)
             losses.update(self.roi_heads.losses(teacher, chosen))
@@ -275,14 +275,6 @@ class MimicDet(nn.Module):
                 input_format=self.input_format,
             )
             storage.put_image("ground truth left, proposals right", picture.transpose(2, 0, 1))
-
-
-def _flat_indices(indices: list[Tensor], parts: list[Tensor]) -> Tensor:
-    """Per-image indices as indices into the concatenation of the images' parts."""
-    starts = [0]
-    for part in parts[:-1]:
-        starts.append(starts[-1] + len(part))
-    return torch.cat([index + start for index, start in zip(indices, starts)])
 
 
 def _rescale(

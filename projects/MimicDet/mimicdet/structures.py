@@ -86,3 +86,11 @@ def split_positions(sizes: list[int], device: torch.device) -> Tensor:
     """Image index of each of sum(sizes) concatenated boxes: (B,) int64."""
     counts = torch.as_tensor(sizes, device=device)
     return torch.repeat_interleave(torch.arange(len(sizes), device=device), counts)
+
+
+def flat_indices(indices: list[Tensor], counts: list[int]) -> Tensor:
+    """Indices into each image's boxes as indices into the boxes of all images."""
+    starts = [0]
+    for count in counts[:-1]:
+        starts.append(starts[-1] + count)
+    return torch.cat([index + start for index, start in zip(indices, starts)])

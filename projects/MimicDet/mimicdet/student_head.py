@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .labels import HeadSettings, cat_labelled, regression_loss
-from .layers import GuidedAlignment, RowLayout, build_alignment, pyramid_rows
+from .layers import GuidedAlignment, RowLayout, build_alignment, fresh_casts, pyramid_rows
 from .losses import classification_loss
-from .structures import HeadPredictions, LabelledBoxes, split_positions
+from .structures import HeadPredictions, LabelledBoxes, flat_indices, split_positions
 from .targets import draw, mine_hard
 
 INITS = ("gaussian", "he")
@@ -207,16 +207,59 @@ class StudentHead(nn.Module):
             box_features=box_features,
         )
 
-    def losses(self, predictions: HeadPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
+    def forward_training(
+        self,
+        features: list[Tensor],
+        delta_maps: list[Tensor],
+        proposals: list[Instances],
+        sampled: list[Tensor],
+    ) -> tuple[dict[str, Tensor], HeadPredictions]:
         """
-        loss_student_cls over each image's hardest boxes, loss_student_loc over a draw of its
-        positives (4.1).
+        The losses over the proposal set, and the predictions that are mimicked.
+
+        Most of the proposals train nothing: they are only asked how hard they are. Sparse, the
+        head runs on all of them without gradients, then again on those that train; a gradient
+        costs twice the forward pass. The numbers are the same.
 
         Args:
-            predictions: for all proposals; proposals: N labelled proposal sets, the same boxes.
+            features, delta_maps: see forward; proposals: N labelled proposal sets.
+            sampled: N x (bi,) indices into each image's proposals: the T-head's boxes.
+
+        Returns:
+            loss_student_cls over each image's hardest boxes and loss_student_loc over a draw of
+            its positives (4.1); the predictions at the sampled boxes, (sum of bi, ...).
         """
-        boxes = cat_labelled(proposals)
-        mined, positive = self._select(predictions.pred_class_logits, boxes, proposals)
+        boxes, counts = cat_labelled(proposals), [len(x) for x in proposals]
+        positions = [x.positions for x in proposals]
+        if self.sparse:
+            with torch.no_grad(), fresh_casts(features[0].device):
+                logits = self(features, delta_maps, positions).pred_class_logits
+        else:
+            predictions = self(features, delta_maps, positions)
+            logits = predictions.pred_class_logits
+        mined, positive = self.select(logits, boxes, counts)
+        mimicked = flat_indices(sampled, counts)
+        used, index = torch.cat([mined, positive, mimicked]).unique(return_inverse=True)
+        if self.sparse:
+            images = split_positions(counts, used.device)[used]
+            per_image = images.bincount(minlength=len(counts)).tolist()
+            predictions = self(features, delta_maps, torch.cat(positions)[used].split(per_image))
+        else:
+            predictions = predictions.select(used)
+        mined, positive, mimicked = index.split([len(mined), len(positive), len(mimicked)])
+        losses = self.losses(predictions, boxes.select(used), mined, positive)
+        return losses, predictions.select(mimicked)
+
+    def losses(
+        self, predictions: HeadPredictions, boxes: LabelledBoxes, mined: Tensor, positive: Tensor
+    ) -> dict[str, Tensor]:
+        """
+        loss_student_cls and loss_student_loc (4.1).
+
+        Args:
+            predictions, boxes: B boxes of all images.
+            mined, positive: indices in [0, B) of those that train (classification, regression).
+        """
         cls_loss = classification_loss(
             predictions.pred_class_logits[mined], boxes.gt_classes[mined]
         )
@@ -233,17 +276,25 @@ class StudentHead(nn.Module):
         }
 
     @torch.no_grad()
-    def _select(
-        self, class_logits: Tensor, boxes: LabelledBoxes, proposals: list[Instances]
+    def select(
+        self, class_logits: Tensor, boxes: LabelledBoxes, counts: list[int]
     ) -> tuple[Tensor, Tensor]:
-        """Indices, among all images' boxes, that train (classification, regression)."""
+        """
+        Which boxes train: each image's hardest and a draw of its positives (4.1).
+
+        Args:
+            class_logits: (B, K + 1); boxes: the same B; counts: how many of them each image has.
+
+        Returns:
+            indices in [0, B) for (classification, regression).
+        """
         # An ignored box has no loss and must not be mined before those that have one.
         hardness = F.cross_entropy(
             class_logits.float(), boxes.gt_classes, reduction="none", ignore_index=-1
         ).masked_fill(boxes.gt_classes < 0, -1.0)
         foreground = boxes.foreground(self.settings.num_classes)
         mined, positive, start = [], [], 0
-        for count in map(len, proposals):
+        for count in counts:
             part = slice(start, start + count)
             mined.append(start + mine_hard(hardness[part], self.hard_mining_topk))
             found = torch.nonzero(foreground[part]).squeeze(1)

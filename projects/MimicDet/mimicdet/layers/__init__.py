@@ -1,5 +1,6 @@
 from .alignment import ALIGNMENTS, GuidedAlignment, build_alignment
 from .deform_conv import deform_conv2d
+from .precision import fresh_casts
 from .sparse_conv import Places, RowLayout, conv_at, pyramid_rows, sample_rows
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "build_alignment",
     "conv_at",
     "deform_conv2d",
+    "fresh_casts",
     "pyramid_rows",
     "sample_rows",
 ]
