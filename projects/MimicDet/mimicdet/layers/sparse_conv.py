@@ -75,8 +75,9 @@ class RowLayout:
         for level, (height, width) in enumerate(sizes):
             area = height * width
             table.append((position + area, position, height, width, row))
-            position += area
-            row += area if level in levels else 0
+            # Not "+=": under tracing these are tensors, which the table would see change.
+            position = position + area
+            row = row + (area if level in levels else 0)
         with torch.inference_mode(False):  # for later steps too, which may be training's
             columns = torch.tensor(list(zip(*table)), device=device).unbind(0)
         return RowLayout(*columns, row)
