@@ -1,0 +1,154 @@
+"""Command line of tools/benchmark.py."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .detectors import BACKBONES, CASES, check_names
+from .plot import plot_latency
+from .report import format_report, write_report
+from .results import continue_results, new_results, read_results, write_results
+from .runner import make_groups, run_groups
+from .workloads import MODES
+
+_FULL: dict[str, Any] = {
+    "sizes": [400, 600, 800],
+    "backbones": ["R-50", "R-101"],
+    "classes": [80],
+    "batch": [1],
+    "train_batch": [2],
+    "mode": ["eval"],
+    "detectors": list(CASES),
+    "repeats": 15,
+    "warmup": 2,
+    "nms_boxes": 1000,
+}
+_QUICK = {
+    **_FULL,
+    "sizes": [192],
+    "backbones": ["R-18"],
+    "mode": list(MODES),
+    "repeats": 3,
+    "warmup": 1,
+    "nms_boxes": 200,
+}
+
+_EPILOG = """\
+The tables, and with --plot a picture, can be written anew from a file of results:
+    tools/benchmark.py --report results.json
+    tools/benchmark.py --plot results.json
+A long job writes after each group of measurements; --resume goes on with what is missing, and adds
+what is asked for now to what is there:
+    tools/benchmark.py --output results.json --stages --memory
+    tools/benchmark.py --output results.json --resume --classes 3 1203 --sizes 800 --backbones R-50
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Time, memory and size of MimicDet beside Detectron2's detectors.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", default="output/benchmark/results.json", help="JSON; the table goes beside it")
+    add("--resume", action="store_true", help="go on with an --output that exists")
+    add("--quick", action="store_true", help="a small comparison, about a minute")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--threads", type=_positive, default=torch.get_num_threads(), help="of the CPU")
+    several: dict[str, Any] = {"nargs": "+", "metavar": "N", "type": _positive}
+    add("--sizes", **several, help="short sides in pixels; the images are 1.52 as wide")
+    add("--classes", **several, help="numbers of classes, each measured")
+    add("--batch", **several, help="images at once at inference, each measured")
+    add("--train-batch", **several, help="images of a training step, each measured")
+    add("--backbones", nargs="+", metavar="NAME", help=", ".join(BACKBONES))
+    add("--mode", nargs="+", metavar="MODE", help=" and ".join(MODES))
+    add("--detectors", nargs="+", metavar="NAME", help=", ".join(CASES))
+    add("--repeats", type=_positive, help="rounds that count")
+    add("--warmup", type=_positive, help="rounds before them")
+    add("--nms-boxes", type=_positive, help="boxes an image left to each detector's NMS")
+    add("--memory", action="store_true", help="peak memory, a process for each case")
+    add("--stages", action="store_true", help="the stages of MimicDet at inference")
+    add("--report", metavar="JSON", help="write the tables of these results, measure nothing")
+    add("--plot", metavar="JSON", help="draw these results as a .png beside, measure nothing")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments with the defaults of --quick or of the full comparison; ValueError for names."""
+    args = build_parser().parse_args(arguments)
+    for name, value in (_QUICK if args.quick else _FULL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    check_names("backbone", args.backbones, list(BACKBONES))
+    check_names("detector", args.detectors, list(CASES))
+    check_names("mode", args.mode, MODES)
+    check_names("device", [args.device], ("cpu", "cuda"))
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: there is no CUDA device; --device cpu measures here")
+    return args
+
+
+def _beside(path: str, suffix: str) -> str:
+    return str(Path(path).with_suffix(suffix))
+
+
+def measure(args: argparse.Namespace, command: str) -> None:
+    """Run what the arguments ask for and write JSON and Markdown."""
+    results = new_results(args.device, args.threads, command)
+    if Path(args.output).exists():
+        if not args.resume:
+            raise ValueError(f"{args.output} exists; --resume adds to it")
+        results = continue_results(read_results(args.output), results, args.output)
+    groups = make_groups(
+        modes=args.mode,
+        backbones=args.backbones,
+        class_counts=args.classes,
+        short_sides=args.sizes,
+        batches={"eval": args.batch, "train": args.train_batch},
+        cases=args.detectors,
+        repeats=args.repeats,
+        warmup=args.warmup,
+        nms_boxes=args.nms_boxes,
+        memory=args.memory,
+        stages=args.stages,
+    )
+
+    def save(measured: dict[str, Any]) -> None:
+        write_results(measured, args.output)
+        write_report(measured, _beside(args.output, ".md"))
+
+    run_groups(groups, results, save, lambda line: print(line, file=sys.stderr, flush=True))
+    print(format_report(results))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run tools/benchmark.py; return its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        args = parse_arguments(given)
+        if args.report:
+            print(format_report(read_results(args.report)))
+        if args.plot:
+            plot_latency(read_results(args.plot), _beside(args.plot, ".png"))
+        if not (args.report or args.plot):
+            measure(args, f"python tools/benchmark.py {shlex.join(given)}")
+    except (ValueError, OSError) as error:
+        print(f"benchmark: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbenchmark: stopped; --resume goes on from the last group", file=sys.stderr)
+        return 130
+    return 0

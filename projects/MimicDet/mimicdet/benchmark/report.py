@@ -1,0 +1,129 @@
+"""The Markdown that is pasted into the documentation, from the benchmark's JSON."""
+
+import os
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+from .stages import STAGES
+from .targets import targets_of
+from .timing import median_ratio, summarize
+
+# What a case is compared with: the columns of ratios.
+REFERENCES = ("retinanet", "fcos", "faster-rcnn", "backbone")
+
+
+def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    with open(path, "w") as file:
+        file.write(format_report(results))
+
+
+def format_report(results: dict[str, Any]) -> str:
+    """Where and how it was measured, a table for each group, the stages and the targets."""
+    parts = [_preface(results)]
+    for group in results["groups"]:
+        parts += [_heading(group["settings"]), _group_table(group)]
+        if any("stages" in facts for facts in group["cases"].values()):
+            parts.append(_stage_table(group))
+    parts += ["## Targets", _target_table(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _preface(results: dict[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    where = f"{machine['cpu']}, {machine['cores']} cores"
+    if "gpu" in machine:
+        where += f", {machine['gpu']}"
+    names = ", ".join(f"{name} {value}" for name, value in versions.items() if value)
+    commands = "\n".join(results["commands"])
+    return (
+        f"Measured on {results['date']}: {where}; {results['device']}, {results['threads']} "
+        f"threads; {names}.\n\n```bash\n{commands}\n```\n\n"
+        "Random weights, calibrated alike for every detector. Medians, quartiles in brackets; the "
+        "cases of a table are interleaved round by round. Ratios are medians of the rounds' "
+        "ratios. Boxes an image: those that pass the score threshold, and in brackets those that "
+        "went through the final NMS and through the NMS of proposals. Parameters: all, and in "
+        "brackets those that inference reads. GFLOPs: fvcore's count an image; a multiply with "
+        "its add is one."
+    )
+
+
+def _heading(settings: dict[str, Any]) -> str:
+    mode = "Inference" if settings["mode"] == "eval" else "Training step"
+    height, width = settings["size"]
+    return (
+        f"## {mode}, {settings['backbone']}, {height} x {width}, {settings['num_classes']} "
+        f"classes, batch {settings['batch']}"
+    )
+
+
+def _group_table(group: dict[str, Any]) -> str:
+    cases = group["cases"]
+    references = [name for name in REFERENCES if name in cases]
+    has_memory = any("memory_mib" in facts for facts in cases.values())
+    head = ["", "ms", "images/s", *[f"/ {name}" for name in references]]
+    inference = group["settings"]["mode"] == "eval"
+    head += ["boxes", "M parameters", "GFLOPs"] if inference else []
+    head += ["peak MiB (before)"] if has_memory else []
+    rows = []
+    for name, facts in cases.items():
+        spread = summarize(facts["seconds"])
+        row = [name, _milliseconds(facts["seconds"])]
+        row.append(f"{group['settings']['batch'] / spread.median:.2f}")
+        for other in references:
+            row.append(f"{median_ratio(facts['seconds'], cases[other]['seconds']):.2f}")
+        if inference:
+            boxes = [facts[f"{kind}_boxes"] for kind in ("passed", "nms", "proposal_nms")]
+            row.append("{:.0f} ({:.0f}, {:.0f})".format(*boxes))
+            row.append(f"{facts['parameters'] / 1e6:.1f} ({facts['parameters_eval'] / 1e6:.1f})")
+            row.append(f"{facts['gflops']:.1f}")
+        if has_memory:
+            memory = facts.get("memory_mib")
+            row.append(f"{memory['peak']:.0f} ({memory['baseline']:.0f})" if memory else "")
+        rows.append(row)
+    return format_table(head, rows)
+
+
+def _stage_table(group: dict[str, Any]) -> str:
+    """Milliseconds of each stage with its share; their sum beside the time without stage clocks."""
+    head = ["ms (share)", *STAGES, "sum", "without clocks"]
+    rows = []
+    for name, facts in group["cases"].items():
+        rounds = facts.get("stages")
+        if not rounds:
+            continue
+        totals = [sum(seconds.values()) for seconds in rounds]
+        row = [name]
+        for stage in STAGES:
+            seconds = [r[stage] for r in rounds]
+            row.append(f"{1e3 * median(seconds):.1f} ({100 * median_ratio(seconds, totals):.1f} %)")
+        row += [f"{1e3 * median(totals):.1f}", f"{1e3 * median(facts['seconds']):.1f}"]
+        rows.append(row)
+    return format_table(head, rows)
+
+
+def _target_table(results: dict[str, Any]) -> str:
+    rows = []
+    for target in targets_of(results["device"]):
+        value, verdict = target.verdict(results)
+        sign = ">=" if target.at_least else "<="
+        rows.append(
+            [
+                target.name,
+                f"{sign} {target.limit:g}",
+                "" if value is None else f"{value:.3g}",
+                verdict,
+            ]
+        )
+    return format_table(["R-50, 800 x 1216, 80 classes", "target", "measured", ""], rows)
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    spread = summarize(seconds)
+    return f"{1e3 * spread.median:.1f} ({1e3 * spread.low:.1f} to {1e3 * spread.high:.1f})"
+
+
+def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: the first column left, the others right."""
+    rules = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rules, *rows])

@@ -1,0 +1,97 @@
+"""The benchmark's JSON: what it holds, and reading, writing and joining it."""
+
+import datetime
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import torchvision
+
+# What must agree for measurements to stand in one file.
+_SAME = ("machine", "versions", "threads", "device")
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """CPU model and cores, and the GPU where one is measured; nothing that names the host."""
+    machine: dict[str, Any] = {"cpu": _cpu_model(), "cores": os.cpu_count()}
+    if device.startswith("cuda"):
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_versions() -> dict[str, str | None]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "detectron2": detectron2.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def new_results(device: str, threads: int, command: str) -> dict[str, Any]:
+    """Results without measurements."""
+    return {
+        "machine": describe_machine(device),
+        "versions": describe_versions(),
+        "device": device,
+        "threads": threads,
+        "date": datetime.date.today().isoformat(),
+        "commands": [command],
+        "groups": [],
+    }
+
+
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """FileNotFoundError for a missing file, ValueError for one that holds no results."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        results = json.loads(path.read_text())
+        results["groups"], results["machine"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no results of the benchmark") from error
+    return results
+
+
+def write_results(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a whole file or none: what an earlier call wrote survives a kill."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(results, indent=1) + "\n")
+    draft.replace(path)
+
+
+def continue_results(old: dict[str, Any], new: dict[str, Any], path: str) -> dict[str, Any]:
+    """The old measurements, to add new ones to; ValueError where the two cannot stand together."""
+    for key in _SAME:
+        if old.get(key) != new[key]:
+            raise ValueError(
+                f"--resume: {path} was measured with {key} {old.get(key)}, this run has {new[key]}"
+            )
+    commands = [c for c in old["commands"] if c not in new["commands"]] + new["commands"]
+    return {**old, "date": new["date"], "commands": commands}
+
+
+def find_group(results: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The group that was measured with all of these settings; others of a group may be any."""
+    for group in results["groups"]:
+        if all(group["settings"].get(key) == value for key, value in settings.items()):
+            return group
+    return None
