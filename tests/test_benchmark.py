@@ -11,7 +11,14 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from mimicdet.benchmark import DETECTORS, ModelSettings, build_detector, calibrate, interleave
+from mimicdet.benchmark import (
+    DETECTORS,
+    ModelSettings,
+    build_detector,
+    calibrate,
+    interleave,
+    sampling,
+)
 from mimicdet.benchmark import cli as command_line
 from mimicdet.benchmark.calibration import standardise
 from mimicdet.benchmark.inputs import BOXES_PER_IMAGE, image_size, make_inputs
@@ -413,3 +420,14 @@ def test_tool_measures_and_writes(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == report.strip()
     assert "--quick --mode eval --sizes 32 --detectors backbone" in report
     assert row(report, "backbone")[0] == "backbone"
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_ways_to_sample_agree_and_are_all_measured(train, monkeypatch):
+    problem = sampling.make_problem((5, 7), 2, 6, 8, 3, "cpu")
+    seconds = sampling.measure(problem, train, repeats=2)
+    assert set(seconds) == set(sampling.TRAINABLE if train else sampling.WAYS)
+    assert all(len(values) == 2 for values in seconds.values())
+    monkeypatch.setitem(sampling.WAYS, "grid_sample", lambda *x: 2 * sampling.by_grid_sample(*x))
+    with pytest.raises(RuntimeError, match="grid_sample does not agree"):
+        sampling.measure(problem, train, repeats=1)
