@@ -187,6 +187,8 @@ def test_pyramid_rows_by_hand():
     first = torch.arange(8.0).view(2, 1, 2, 2)
     second = torch.tensor([10.0, 20.0]).view(2, 1, 1, 1)
     assert pyramid_rows([first, second]).flatten().tolist() == [0, 1, 2, 3, 10, 4, 5, 6, 7, 20]
+    for batch in (1, 2):  # one image's rows would be a view of its map
+        assert pyramid_rows([random(batch, 3, 2, 5)]).is_contiguous()
 
 
 def test_row_layout_by_hand():
