@@ -2,7 +2,9 @@
 
 from . import data, model_zoo
 from .backbone import StaggeredFPN, build_resnet_staggered_fpn_backbone
+from .backbones import build_pyramid_backbone
 from .config import add_mimicdet_config
+from .detectors import ATSS, FCOS, GFL
 from .distillation import DISTILLATION_REGISTRY, DistillationMethod, Distiller, build_distiller
 from .inference import optimize_for_inference
 from .meta_arch import MimicDet
@@ -13,9 +15,12 @@ from .teacher_head import MimicTeacherHeads
 __version__ = "0.1.0"
 
 __all__ = [
+    "ATSS",
     "DISTILLATION_REGISTRY",
     "DistillationMethod",
     "Distiller",
+    "FCOS",
+    "GFL",
     "MimicDet",
     "MimicTeacherHeads",
     "RefinementModule",
@@ -23,6 +28,7 @@ __all__ = [
     "StudentHead",
     "add_mimicdet_config",
     "build_distiller",
+    "build_pyramid_backbone",
     "build_resnet_staggered_fpn_backbone",
     "data",
     "model_zoo",

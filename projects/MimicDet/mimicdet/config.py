@@ -7,12 +7,13 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config import CfgNode as CN
 
+from .detectors.config import add_detector_config
 from .errors import error_text
 
 
 def add_mimicdet_config(cfg: CN) -> None:
     """
-    Add MODEL.MIMICDET to a Detectron2 config, in place.
+    Add MODEL.MIMICDET to a Detectron2 config, in place, and the keys of `add_detector_config`.
 
     Where Detectron2 has a key for something, that key is used and none is added here:
 
@@ -134,6 +135,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     # Config and checkpoint of a trained two-stage teacher; empty: the T-head shares the backbone.
     _C.SEPARATE_TEACHER.CONFIG_FILE = ""
     _C.SEPARATE_TEACHER.WEIGHTS = ""
+
+    add_detector_config(cfg)
 
 
 def load_config(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:

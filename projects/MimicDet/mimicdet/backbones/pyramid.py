@@ -1,0 +1,61 @@
+"""A feature pyramid on any registered backbone."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import nn
+
+EXTRA_LEVELS = ("none", "maxpool", "conv_on_c5", "conv_on_p5")
+
+
+@BACKBONE_REGISTRY.register()
+def build_pyramid_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """
+    Detectron2's FPN on MODEL.PYRAMID.BOTTOM_UP, with MODEL.PYRAMID.EXTRA_LEVELS above.
+
+    With build_resnet_backbone and "conv_on_c5" it is Detectron2's
+    build_retinanet_resnet_fpn_backbone; "maxpool" is its build_resnet_fpn_backbone.
+
+    Raises:
+        ValueError: unknown names, or a backbone without the maps that the pyramid reads.
+    """
+    keys = cfg.MODEL.PYRAMID
+    if keys.BOTTOM_UP not in BACKBONE_REGISTRY or keys.BOTTOM_UP == "build_pyramid_backbone":
+        raise ValueError(f"MODEL.PYRAMID.BOTTOM_UP: there is no backbone {keys.BOTTOM_UP!r}")
+    bottom_up = BACKBONE_REGISTRY.get(keys.BOTTOM_UP)(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in shapes]
+    if missing:
+        raise ValueError(
+            f"MODEL.FPN.IN_FEATURES needs {missing}, but {keys.BOTTOM_UP} gives {list(shapes)}: "
+            "see its OUT_FEATURES"
+        )
+    return FPN(
+        bottom_up,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=_extra_levels(cfg, shapes),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def _extra_levels(cfg, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
+    name, channels = cfg.MODEL.PYRAMID.EXTRA_LEVELS, cfg.MODEL.FPN.OUT_CHANNELS
+    last = cfg.MODEL.FPN.IN_FEATURES[-1]
+    if name not in EXTRA_LEVELS:
+        raise ValueError(
+            f"MODEL.PYRAMID.EXTRA_LEVELS is {name!r}, not one of {', '.join(EXTRA_LEVELS)}"
+        )
+    if name != "none" and shapes[last].stride != 32:
+        raise ValueError(
+            f"MODEL.PYRAMID.EXTRA_LEVELS {name!r} continues P5, but the last of "
+            f"MODEL.FPN.IN_FEATURES is {last!r} of stride {shapes[last].stride}"
+        )
+    if name == "maxpool":
+        return LastLevelMaxPool()
+    if name == "conv_on_c5":
+        return LastLevelP6P7(shapes[last].channels, channels, last)
+    if name == "conv_on_p5":
+        return LastLevelP6P7(channels, channels, "p5")
+    return None

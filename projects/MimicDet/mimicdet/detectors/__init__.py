@@ -1,0 +1,8 @@
+"""Dense detectors that Detectron2 lacks or has without a yaml config."""
+
+from .atss import ATSS
+from .config import add_detector_config
+from .fcos import FCOS
+from .gfl import GFL
+
+__all__ = ["ATSS", "FCOS", "GFL", "add_detector_config"]

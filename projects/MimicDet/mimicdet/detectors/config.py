@@ -1,0 +1,58 @@
+"""Configuration keys of the dense detectors and of the backbones that Detectron2 lacks."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_detector_config(cfg: CN) -> None:
+    """
+    Add MODEL.ATSS, GFL, FCOS, SHUFFLEDET, PYRAMID, MOBILENET_V2 and VGG to a config, in place.
+
+    What Detectron2's RetinaNet has a key for is read from there by ATSS, GFL and FCOS too:
+    MODEL.RETINANET.NUM_CLASSES, IN_FEATURES, NUM_CONVS, NORM (of both towers), PRIOR_PROB,
+    BBOX_REG_WEIGHTS (ATSS), FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA (ATSS, FCOS), SCORE_THRESH_TEST,
+    TOPK_CANDIDATES_TEST and NMS_THRESH_TEST. Anchors are MODEL.ANCHOR_GENERATOR's.
+    """
+    # ---------------------------------------------------------------- ATSS
+    cfg.MODEL.ATSS = CN()
+    # Anchors a level that are candidates for an object, nearest centres first. GFL reads it too.
+    cfg.MODEL.ATSS.TOPK = 9
+    cfg.MODEL.ATSS.BOX_LOSS_WEIGHT = 2.0
+    cfg.MODEL.ATSS.CENTERNESS_LOSS_WEIGHT = 1.0
+
+    # ---------------------------------------------------------------- GFL
+    cfg.MODEL.GFL = CN()
+    # A side of a box is a distribution over the distances 0, 1, ..., REG_MAX strides.
+    cfg.MODEL.GFL.REG_MAX = 16
+    # beta of the quality focal loss.
+    cfg.MODEL.GFL.QUALITY_FOCAL_BETA = 2.0
+    cfg.MODEL.GFL.BOX_LOSS_WEIGHT = 2.0
+    # Of the distribution focal loss.
+    cfg.MODEL.GFL.DISTRIBUTION_LOSS_WEIGHT = 0.25
+
+    # ---------------------------------------------------------------- FCOS
+    cfg.MODEL.FCOS = CN()
+    # In strides: points this near to an object's centre are its positives.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+
+    # ---------------------------------------------------------------- backbones
+    cfg.MODEL.PYRAMID = CN()
+    # What build_pyramid_backbone puts MODEL.FPN on: a name of Detectron2's backbone registry.
+    cfg.MODEL.PYRAMID.BOTTOM_UP = "build_resnet_backbone"
+    # Levels above P5: "none", "maxpool" (P6 of Faster R-CNN), or P6 and P7 by 3x3 convs of
+    # stride 2 on the backbone's last map ("conv_on_c5": RetinaNet) or on P5 ("conv_on_p5": FCOS).
+    cfg.MODEL.PYRAMID.EXTRA_LEVELS = "conv_on_p5"
+
+    cfg.MODEL.MOBILENET_V2 = CN()
+    # Factor on every layer's channels: 1.0, or 0.5 for the half-width version.
+    cfg.MODEL.MOBILENET_V2.WIDTH = 1.0
+    # "FrozenBN", "BN", "SyncBN" or "GN".
+    cfg.MODEL.MOBILENET_V2.NORM = "BN"
+    # By stride as in Detectron2's ResNets: res2 is 4, res5 is 32.
+    cfg.MODEL.MOBILENET_V2.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+
+    cfg.MODEL.VGG = CN()
+    cfg.MODEL.VGG.DEPTH = 16  # 11, 13, 16 or 19
+    # "": the original network; else a norm behind every conv.
+    cfg.MODEL.VGG.NORM = ""
+    # By stride: res2 is 4 (conv3), res4 is 16 (conv5, what Faster R-CNN reads), res5 is 32 (pool5).
+    cfg.MODEL.VGG.OUT_FEATURES = ["res4"]
