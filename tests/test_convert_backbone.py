@@ -10,9 +10,11 @@ import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch import nn
 
+from mimicdet import model_zoo
 from mimicdet.model_zoo.convert import (
     convert_backbone,
     convert_state_dict,
@@ -115,3 +117,38 @@ def test_unknown_names_are_refused(tmp_path):
         convert_backbone(str(tmp_path / "text.pth"), tmp_path / "out.pkl")
     with pytest.raises(ValueError, match="pkl"):
         convert_backbone("resnet18", tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize("architecture, depth", [("vgg11", 11), ("mobilenet_v2", None)])
+def test_networks_that_keep_their_names(architecture, depth, tmp_path):
+    source = torchvision.models.get_model(architecture, weights=None).state_dict()
+    if depth:  # 400 MB otherwise
+        source["classifier.0.weight"] = torch.randn(8, 512 * 49)
+        source["classifier.0.bias"] = torch.randn(8)
+        source["classifier.3.weight"], source["classifier.3.bias"] = (
+            torch.randn(8, 8),
+            torch.ones(8),
+        )
+    torch.save(source, tmp_path / "weights.pth")
+    convert_backbone(str(tmp_path / "weights.pth"), tmp_path / "weights.pkl")
+    cfg = model_zoo.get_config(
+        "faster_rcnn_VGG_11_voc07" if depth else "retinanet_MobileNetV2_FPN_1x"
+    )
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", 8])
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(str(tmp_path / "weights.pkl"))
+    loaded = model.backbone.state_dict()
+    prefix = "" if depth else "bottom_up."
+    names = [k for k in loaded if "features" in k and "num_batches" not in k]
+    assert len(names) > 10
+    for name in names:
+        assert torch.equal(loaded[name], source[name.removeprefix(prefix)]), name
+    if depth:
+        head = model.roi_heads.box_head
+        assert torch.equal(head.fc1.weight, source["classifier.0.weight"])
+        assert torch.equal(head.fc2.bias, source["classifier.3.bias"])
+
+
+def test_foreign_parameters_of_named_networks_are_refused():
+    with pytest.raises(ValueError, match="'avgpool.weight'.*MobileNetV2 or VGG"):
+        convert_state_dict({"features.0.weight": torch.zeros(1), "avgpool.weight": torch.ones(1)})

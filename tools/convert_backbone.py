@@ -6,7 +6,7 @@ Bring a torchvision ImageNet backbone into Detectron2's format.
     python tools/convert_backbone.py my_resnet50.pth pretrained/my_resnet50.pkl
 
 A config that starts from the result takes torchvision's normalisation: INPUT.FORMAT "RGB",
-MODEL.PIXEL_MEAN and PIXEL_STD as printed, MODEL.RESNETS.STRIDE_IN_1X1 False.
+MODEL.PIXEL_MEAN and PIXEL_STD as printed, and for a ResNet MODEL.RESNETS.STRIDE_IN_1X1 False.
 """
 
 import argparse

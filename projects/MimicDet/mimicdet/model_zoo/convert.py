@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-# Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to.
+# Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and the
+# networks of mimicdet.backbones, which keep torchvision's names.
 ARCHITECTURES = (
     "resnet18",
     "resnet34",
@@ -19,6 +20,15 @@ ARCHITECTURES = (
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "mobilenet_v2",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "vgg11_bn",
+    "vgg13_bn",
+    "vgg16_bn",
+    "vgg19_bn",
 )
 
 # What torchvision's weights expect of an image, in Detectron2's unit (0 to 255, RGB).
@@ -39,6 +49,11 @@ _CONVERTED = re.compile(
     r"(\.weight|\.norm\.(weight|bias|running_mean|running_var))$"
 )
 
+# VGG's fully connected layers, which Faster R-CNN takes over as its second stage.
+_VGG_HEAD = {"classifier.0.": "box_head.fc1.", "classifier.3.": "box_head.fc2."}
+_STAGED = re.compile(r"^features\.\d+\.|^box_head\.fc[12]\.(weight|bias)$")
+_STAGED_DROPPED = re.compile(r"^classifier\.|\.num_batches_tracked$")
+
 
 def detectron2_key(key: str) -> str:
     """Detectron2's name of a torchvision ResNet's parameter. Raises ValueError: it has none."""
@@ -52,14 +67,17 @@ def detectron2_key(key: str) -> str:
 
 def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """
-    Rename the parameters of a torchvision ResNet or ResNeXt to those of Detectron2's ResNet.
+    Rename the parameters of a torchvision network to those of the Detectron2 backbone.
 
-    The classifier is dropped. Nothing is transposed or rescaled: both store conv weights as
-    (out, in / groups, k, k).
+    Of a ResNet or ResNeXt the classifier is dropped. A MobileNetV2 or VGG keeps its names; VGG's
+    first two fully connected layers become the box head's. Nothing is transposed or rescaled: both
+    store conv weights as (out, in / groups, k, k).
 
     Raises:
-        ValueError: a key is not a torchvision ResNet's, or a stage is missing.
+        ValueError: a key is none of such a network's, or a stage is missing.
     """
+    if "conv1.weight" not in state_dict and any(k.startswith("features.") for k in state_dict):
+        return _convert_staged(state_dict)
     converted = {
         detectron2_key(key): value.detach().cpu().numpy()
         for key, value in state_dict.items()
@@ -68,6 +86,19 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.n
     for part in ("stem", "res2", "res3", "res4", "res5"):
         if not any(key.startswith(part + ".") for key in converted):
             raise ValueError(f"The weights have no {part}: not a whole ResNet")
+    return converted
+
+
+def _convert_staged(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    converted = {}
+    for key, value in state_dict.items():
+        for old, new in _VGG_HEAD.items():
+            key = new + key.removeprefix(old) if key.startswith(old) else key
+        if _STAGED_DROPPED.search(key):
+            continue
+        if not _STAGED.match(key):
+            raise ValueError(f"{key!r} is no parameter of a torchvision MobileNetV2 or VGG")
+        converted[key] = value.detach().cpu().numpy()
     return converted
 
 
@@ -131,7 +162,7 @@ def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K
         Number of arrays written.
 
     Raises:
-        ValueError: unknown architecture or weights, or not a ResNet's state dict, or `output` does
+        ValueError: unknown architecture or weights, another network's state dict, or `output` does
             not end in .pkl (by which Detectron2 knows the format).
         FileNotFoundError: `source` looks like a file and there is none.
     """
