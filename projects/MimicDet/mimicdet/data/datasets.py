@@ -2,8 +2,9 @@
 Data sets named in a config: the embedded one, and a user's own by address, without Python.
 
 An entry of DATASETS.TRAIN or DATASETS.TEST is the name of a registered data set or an address:
-"coco:ANNOTATIONS.json:IMAGE_FOLDER" (":IMAGE_FOLDER" may be left out) or "voc:FOLDER:SPLIT".
-The address is the data set's name in Detectron2's catalogs.
+"coco:ANNOTATIONS.json:IMAGE_FOLDER" (":IMAGE_FOLDER" may be left out), "voc:FOLDER:SPLIT" or
+"kitti:LABEL_FOLDER:IMAGE_FOLDER:IDS.txt" (":IDS.txt" may be left out). The address is the data
+set's name in Detectron2's catalogs.
 """
 
 import difflib
@@ -19,12 +20,16 @@ from detectron2.data.datasets import load_coco_json
 from .cache import cache_root
 from .coco import register_coco
 from .drawing import SHAPE_NAMES
+from .kitti import register_kitti
 from .shapes import NUM_IMAGES, SHAPES_VERSION, SPLITS, write_shapes
 from .voc import register_voc
 
 logger = logging.getLogger(__name__)
 
-_HOW_TO = "coco:ANNOTATIONS.json:IMAGE_FOLDER, coco:ANNOTATIONS.json or voc:FOLDER:SPLIT"
+_HOW_TO = (
+    "coco:ANNOTATIONS.json:IMAGE_FOLDER, coco:ANNOTATIONS.json, voc:FOLDER:SPLIT or "
+    "kitti:LABEL_FOLDER:IMAGE_FOLDER:IDS.txt"
+)
 
 
 def register_embedded() -> None:
@@ -76,6 +81,8 @@ def register_datasets(cfg: CfgNode) -> None:
             register_coco(name, *parse_coco_address(name))
         elif name.startswith("voc:"):
             register_voc(name, *parse_voc_address(name))
+        elif name.startswith("kitti:"):
+            register_kitti(name, *parse_kitti_address(name))
         else:
             raise ValueError(_unknown_name(cfg, name))
     classes = _common_classes(names)
@@ -100,6 +107,14 @@ def parse_voc_address(address: str) -> tuple[str, str]:
     return folder, split
 
 
+def parse_kitti_address(address: str) -> tuple[str, str, str | None]:
+    """(label folder, image folder, file of ids or None) of "kitti:LABELS:IMAGES[:IDS.txt]"."""
+    parts = address.removeprefix("kitti:").split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f"data set {address!r} is no kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]")
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+
 def output_name(name: str) -> str:
     """
     A data set's name as a folder or file name: itself where that is possible, else a readable
@@ -112,6 +127,9 @@ def output_name(name: str) -> str:
     elif name.startswith("voc:"):
         folder, split = parse_voc_address(name)
         readable = f"voc_{Path(folder).name}_{split}"
+    elif name.startswith("kitti:"):
+        labels, _, ids = parse_kitti_address(name)
+        readable = f"kitti_{Path(ids or labels).stem}"
     else:
         readable = name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -27,6 +27,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import MimicCheckpointer
 from ..data import MimicDatasetMapper
+from ..data.kitti_evaluation import KittiEvaluator
 from ..distillation import build_distiller
 from .hooks import BestCheckpointer
 from .tta import MimicDetWithTTA
@@ -104,7 +105,7 @@ class MimicTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
-        """COCO's or Pascal VOC's metric, as the data set's metadata say."""
+        """COCO's, Pascal VOC's or KITTI's metric, as the data set's metadata say."""
         if output_folder is None:
             output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
@@ -112,9 +113,11 @@ class MimicTrainer(DefaultTrainer):
             return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
         if evaluator_type == "pascal_voc":
             return DatasetEvaluators([PascalVOCDetectionEvaluator(dataset_name)])
+        if evaluator_type == "kitti":
+            return DatasetEvaluators([KittiEvaluator(dataset_name)])
         raise ValueError(
             f"DATASETS.TEST: {dataset_name} asks for the evaluator {evaluator_type!r}; MimicDet "
-            "detects boxes and evaluates coco and pascal_voc"
+            "detects boxes and evaluates coco, pascal_voc and kitti"
         )
 
     @classmethod
