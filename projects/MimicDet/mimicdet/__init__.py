@@ -4,7 +4,7 @@ from . import data, model_zoo
 from .backbone import StaggeredFPN, build_resnet_staggered_fpn_backbone
 from .backbones import build_pyramid_backbone
 from .config import add_mimicdet_config
-from .detectors import ATSS, FCOS, GFL
+from .detectors import ATSS, FCOS, GFL, MultiClassRPN
 from .distillation import DISTILLATION_REGISTRY, DistillationMethod, Distiller, build_distiller
 from .inference import optimize_for_inference
 from .meta_arch import MimicDet
@@ -23,6 +23,7 @@ __all__ = [
     "GFL",
     "MimicDet",
     "MimicTeacherHeads",
+    "MultiClassRPN",
     "RefinementModule",
     "StaggeredFPN",
     "StudentHead",

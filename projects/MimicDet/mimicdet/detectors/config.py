@@ -5,12 +5,16 @@ from detectron2.config import CfgNode as CN
 
 def add_detector_config(cfg: CN) -> None:
     """
-    Add MODEL.ATSS, GFL, FCOS, SHUFFLEDET, PYRAMID, MOBILENET_V2 and VGG to a config, in place.
+    Add MODEL.ATSS, GFL, FCOS, PYRAMID, MOBILENET_V2, VGG and SHUFFLENET to a config, in place.
 
     What Detectron2's RetinaNet has a key for is read from there by ATSS, GFL and FCOS too:
     MODEL.RETINANET.NUM_CLASSES, IN_FEATURES, NUM_CONVS, NORM (of both towers), PRIOR_PROB,
     BBOX_REG_WEIGHTS (ATSS), FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA (ATSS, FCOS), SCORE_THRESH_TEST,
     TOPK_CANDIDATES_TEST and NMS_THRESH_TEST. Anchors are MODEL.ANCHOR_GENERATOR's.
+
+    MultiClassRPN reads MODEL.RPN.IN_FEATURES, BBOX_REG_WEIGHTS, BBOX_REG_LOSS_WEIGHT,
+    IOU_THRESHOLDS, IOU_LABELS, BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION and PRE_NMS_TOPK_TEST, and
+    MODEL.ROI_HEADS.NUM_CLASSES, SCORE_THRESH_TEST and NMS_THRESH_TEST.
     """
     # ---------------------------------------------------------------- ATSS
     cfg.MODEL.ATSS = CN()
@@ -56,3 +60,10 @@ def add_detector_config(cfg: CN) -> None:
     cfg.MODEL.VGG.NORM = ""
     # By stride: res2 is 4 (conv3), res4 is 16 (conv5, what Faster R-CNN reads), res5 is 32 (pool5).
     cfg.MODEL.VGG.OUT_FEATURES = ["res4"]
+
+    cfg.MODEL.SHUFFLENET = CN()
+    # Factor on the channels of all blocks: 1.0, 0.5 or 0.25 (FGFI, 4.2).
+    cfg.MODEL.SHUFFLENET.WIDTH = 1.0
+    # Channels of the first conv (FGFI, 4.1).
+    cfg.MODEL.SHUFFLENET.STEM_CHANNELS = 16
+    cfg.MODEL.SHUFFLENET.NORM = "BN"

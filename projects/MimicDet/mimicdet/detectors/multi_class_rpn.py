@@ -1,0 +1,250 @@
+"""FGFI's lightweight detector: a region proposal network that tells classes apart (its 4.1)."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, build_backbone
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ..layers.precision import at_least_float32
+from .adaptive import process_mean
+
+
+class MultiClassRPNHead(nn.Module):
+    """
+    A 3x3 conv for the classes and one for the boxes, no hidden layer.
+
+    Not in the paper, which says that the head is fully convolutional: the size of the convs.
+    """
+
+    def __init__(self, in_channels: int, num_anchors: int, num_classes: int):
+        super().__init__()
+        self.class_logits = nn.Conv2d(in_channels, num_anchors * (num_classes + 1), 3, padding=1)
+        self.anchor_deltas = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
+        for layer in (self.class_logits, self.anchor_deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: list[Tensor]) -> list[list[Tensor]]:
+        """L x (N, C, H, W) -> logits L x (N, A * (K + 1), H, W), deltas L x (N, A * 4, H, W)."""
+        return [
+            [self.class_logits(x) for x in features],
+            [self.anchor_deltas(x) for x in features],
+        ]
+
+
+@META_ARCH_REGISTRY.register()
+class MultiClassRPN(DenseDetector):
+    """
+    One map, several anchors a location, softmax over classes and background.
+
+    Not in the paper: labels, sampling and losses, which are Faster R-CNN's RPN's with
+    cross-entropy over K + 1 classes (MODEL.RPN and MODEL.ROI_HEADS keys).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: nn.Module,
+        head_in_features: list[str],
+        anchor_generator: nn.Module,
+        box2box_transform: Box2BoxTransform,
+        anchor_matcher: Matcher,
+        num_classes: int,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        box_loss_weight: float,
+        test_score_thresh: float,
+        test_topk_candidates: int,
+        test_nms_thresh: float,
+        max_detections_per_image: int,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ):
+        """
+        Args:
+            backbone, head, head_in_features, pixel_mean, pixel_std: see DenseDetector.
+            anchor_generator, box2box_transform, anchor_matcher: as in RetinaNet.
+            batch_size_per_image, positive_fraction: anchors that the loss is computed for.
+            test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image: as
+                in RetinaNet.
+        """
+        super().__init__(
+            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = box2box_transform
+        self.anchor_matcher = anchor_matcher
+        self.num_classes = num_classes
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.box_loss_weight = box_loss_weight
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
+        shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in rpn.IN_FEATURES]
+        anchor_generator = build_anchor_generator(cfg, shapes)
+        head = MultiClassRPNHead(
+            shapes[0].channels, anchor_generator.num_anchors[0], heads.NUM_CLASSES
+        )
+        return {
+            "backbone": backbone,
+            "head": head,
+            "head_in_features": rpn.IN_FEATURES,
+            "anchor_generator": anchor_generator,
+            "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
+            "anchor_matcher": Matcher(
+                rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True
+            ),
+            "num_classes": heads.NUM_CLASSES,
+            "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": rpn.POSITIVE_FRACTION,
+            "box_loss_weight": rpn.BBOX_REG_LOSS_WEIGHT,
+            "test_score_thresh": heads.SCORE_THRESH_TEST,
+            "test_topk_candidates": rpn.PRE_NMS_TOPK_TEST,
+            "test_nms_thresh": heads.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """loss_cls and loss_box_reg of a batch."""
+        pred_logits, pred_anchor_deltas = self._transpose_dense_predictions(
+            predictions, [self.num_classes + 1, 4]
+        )
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        positives = sum(int(((x >= 0) & (x < self.num_classes)).sum()) for x in gt_labels)
+        get_event_storage().put_scalar("num_pos_anchors", positives / len(gt_labels))
+        return self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+
+    @torch.no_grad()
+    def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
+        """
+        The positives of each object.
+
+        Returns:
+            N x (R,) int64: index of the object in the image's gt_instances, -1 for background, -2
+            for anchors between the two thresholds, which are ignored.
+        """
+        all_anchors = Boxes.cat(anchors)
+        matched = []
+        for instances in gt_instances:
+            object_ids, labels = self.anchor_matcher(pairwise_iou(instances.gt_boxes, all_anchors))
+            object_ids = object_ids.masked_fill(labels == 0, -1)
+            matched.append(object_ids.masked_fill(labels == -1, -2))
+        return matched
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """
+        As RetinaNet.label_anchors: N x (R,) classes, num_classes for background, -1 for ignored
+        anchors; N x (R, 4) boxes of the matched objects, meaningless elsewhere.
+        """
+        labels, boxes = [], []
+        for matched, instances in zip(self.match_anchors(anchors, gt_instances), gt_instances):
+            if len(instances) == 0:
+                labels.append(torch.full_like(matched, self.num_classes))
+                boxes.append(instances.gt_boxes.tensor.new_zeros(len(matched), 4))
+                continue
+            object_ids = matched.clamp(min=0)
+            classes = instances.gt_classes[object_ids].masked_fill(matched == -1, self.num_classes)
+            labels.append(classes.masked_fill(matched == -2, -1))
+            boxes.append(instances.gt_boxes.tensor[object_ids])
+        return labels, boxes
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """
+        Cross-entropy over a sample of each image's anchors, L1 over its positives, both divided by
+        the number of sampled anchors (mean over processes).
+
+        Args:
+            pred_*: L x (N, Rl * A, K + 1 or 4); gt_labels, gt_boxes: see label_anchors.
+        """
+        labels = torch.stack([self._sample(x) for x in gt_labels])  # (N, R)
+        sampled = labels >= 0
+        positive = sampled & (labels != self.num_classes)
+        normalizer = process_mean(sampled.sum().float()).clamp(min=1)
+        logits = at_least_float32(torch.cat(pred_logits, dim=1)[sampled])
+        loss_cls = F.cross_entropy(logits, labels[sampled], reduction="sum")
+        gt_deltas = self.box2box_transform.get_deltas(
+            Boxes.cat(anchors).tensor[positive.nonzero()[:, 1]], torch.stack(gt_boxes)[positive]
+        )
+        pred_deltas = at_least_float32(torch.cat(pred_anchor_deltas, dim=1)[positive])
+        loss_box = F.l1_loss(pred_deltas, gt_deltas, reduction="sum")
+        return {
+            "loss_cls": loss_cls / normalizer,
+            "loss_box_reg": self.box_loss_weight * loss_box / normalizer,
+        }
+
+    def _sample(self, labels: Tensor) -> Tensor:
+        """The labels with all that is not drawn ignored (-1)."""
+        drawn = torch.cat(
+            subsample_labels(
+                labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
+            )
+        )
+        return torch.full_like(labels, -1).scatter(0, drawn, labels[drawn])
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """Detections of N images in the size of the network's input; softmax scores."""
+        pred_logits, pred_anchor_deltas = self._transpose_dense_predictions(
+            predictions, [self.num_classes + 1, 4]
+        )
+        anchors = self.anchor_generator(features)
+        scores = [at_least_float32(x).softmax(dim=-1)[..., :-1] for x in pred_logits]
+        return [
+            self.inference_single_image(
+                anchors, [x[i] for x in scores], [x[i] for x in pred_anchor_deltas], image_size
+            )
+            for i, image_size in enumerate(images.image_sizes)
+        ]
+
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        scores: list[Tensor],
+        deltas: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Best candidates, NMS class by class, best of all; scores: L x (Rl * A, K)."""
+        found = self._decode_multi_level_predictions(
+            anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, image_size
+        )
+        keep = batched_nms(
+            found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh
+        )
+        return found[keep[: self.max_detections_per_image]]
