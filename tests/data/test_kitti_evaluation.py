@@ -151,6 +151,17 @@ def test_too_small_detections_are_not_counted():
     assert ap(objects, joined, difficulty=MODERATE) < ap(objects, both, difficulty=MODERATE)
 
 
+def test_a_detection_that_counts_goes_before_one_that_is_too_small():
+    # Two objects, thresholds 0.9 and 0.5. At 0.5 the first object has two detections; the small
+    # one, though listed first, leaves it to the other: precision 1 at the second of 41 samples.
+    objects = [thing(0), thing(100)]
+    small, others = found((0, 0.8), height=39.5), found((0, 0.9), (100, 0.5))
+    joined = Detections(
+        np.concatenate([small.boxes, others.boxes]), np.concatenate([small.scores, others.scores])
+    )
+    assert ap(objects, joined)[1] == pytest.approx(100 / 40)
+
+
 def test_images_are_pooled():
     objects, rows = many(80)
     halves = [objects[:40], objects[40:]], [found(*rows[:40]), found(*rows[40:])]

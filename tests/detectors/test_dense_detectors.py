@@ -117,6 +117,19 @@ def test_batch_without_objects_keeps_the_graph(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_half_precision_gives_the_same_losses(architecture):
+    model = small_model(architecture).eval()
+    model.training = True  # a forward with losses; batch norms as they are
+    model.loss_normalizer = 300  # FCOS's divisor is a running mean
+    full = losses_of(model, [two_objects()])
+    model.loss_normalizer = 300
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = losses_of(model, [two_objects()])
+    for key, value in full.items():
+        assert half[key].item() == pytest.approx(value.item(), rel=0.1), key
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_match_anchors_names_the_objects_of_label_anchors(architecture):
     model = small_model(architecture)
     gt = [two_objects()["instances"], no_object()["instances"]]

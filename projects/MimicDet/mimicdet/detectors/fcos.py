@@ -8,6 +8,8 @@ from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..layers.precision import at_least_float32
+
 
 @META_ARCH_REGISTRY.register()
 class FCOS(Detectron2FCOS):
@@ -50,6 +52,25 @@ class FCOS(Detectron2FCOS):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_centerness: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Detectron2's losses, in float32: in half precision its GIoU raises an error."""
+        return super().losses(
+            anchors,
+            [at_least_float32(x) for x in pred_logits],
+            gt_labels,
+            [at_least_float32(x) for x in pred_anchor_deltas],
+            gt_boxes,
+            [at_least_float32(x) for x in pred_centerness],
+        )
 
     @torch.no_grad()
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
