@@ -18,6 +18,9 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCE = "projects/MimicDet"
+# A distribution of its own too, for machines without torch; packed here so that both have the same
+# command `mimicdet`.
+RUNTIME = "projects/MimicDetRuntime"
 
 REQUIRED = [
     "torch",
@@ -30,7 +33,7 @@ REQUIRED = [
     "matplotlib",
     "tensorboard",
 ]
-TEST = ["pytest>=7"]
+TEST = ["pytest>=7", "onnx", "onnxruntime"]
 # The formatter's output changes between its releases, hence the narrow range.
 # psutil: Detectron2's tools/benchmark.py.
 DEV = [*TEST, "psutil", "ruff>=0.17,<0.18", "mypy>=1.11"]
@@ -73,8 +76,13 @@ setup(
     license="Apache-2.0",
     author="MimicDet contributors",
     python_requires=">=3.10",
-    package_dir={"": SOURCE},
-    packages=find_packages(SOURCE, include=["mimicdet", "mimicdet.*"]),
+    package_dir={"": SOURCE, "mimicdet_runtime": f"{RUNTIME}/mimicdet_runtime"},
+    packages=[
+        *find_packages(SOURCE, include=["mimicdet", "mimicdet.*"]),
+        *find_packages(RUNTIME, include=["mimicdet_runtime"]),
+    ],
+    package_data={"mimicdet_runtime": ["static/*"]},
+    entry_points={"console_scripts": ["mimicdet = mimicdet_runtime.cli:main"]},
     install_requires=REQUIRED + opencv_requirement(),
     extras_require={
         "detectron2": read_requirements("detectron2.txt"),

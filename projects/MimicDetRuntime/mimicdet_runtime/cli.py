@@ -1,0 +1,176 @@
+"""
+The command `mimicdet`.
+
+Only the standard library is imported here: `mimicdet --help` answers at once, and an error in the
+arguments is told before NumPy, OpenCV or ONNX Runtime are loaded.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InputError
+from .version import __version__
+
+EXIT_SOME_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 130
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="mimicdet", description="Run object detectors that MimicDet exported to ONNX."
+    )
+    parser.add_argument("--version", action="version", version=f"mimicdet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    detect = commands.add_parser("detect", help="detect in images, a folder or a video")
+    detect.add_argument("model", help="ONNX file written by tools/export_model.py")
+    detect.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, or one video")
+    detect.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for all results")
+    detect.add_argument("--score", type=_probability, default=0.5, help="lowest score (0.5)")
+    detect.add_argument("--batch", type=_positive, default=1, help="images a run (1)")
+    detect.add_argument("--no-draw", action="store_true", help="write JSON only")
+    detect.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    detect.set_defaults(run=_detect)
+    info = commands.add_parser("info", help="show what a model says about itself")
+    info.add_argument("model", help="ONNX file")
+    info.set_defaults(run=_info)
+    serve = commands.add_parser("serve", help="a web page to try models in")
+    serve.add_argument("models", nargs="*", metavar="MODEL", help="ONNX files to choose from")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="port (8000; 0: any that is free)")
+    serve.set_defaults(run=_serve)
+    for command in (detect, serve):
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        command.add_argument("--threads", type=_positive, default=None, help="threads on the CPU")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Returns:
+        the exit code: 0; 1 if some images could not be read and the others are done; 2 for input
+        that cannot be used; 130 after Ctrl-C, with the results so far written.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"mimicdet: error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"mimicdet: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _info(args: argparse.Namespace) -> int:
+    from .detector import Detector
+    from .metadata import format_metadata
+
+    print(format_metadata(Detector(args.model).info))
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from .detector import Detector
+    from .server import Models, serve
+
+    models = Models(lambda source, name: Detector(source, args.device, args.threads or 0, name))
+    for path in args.models:
+        models.add(path, Path(path).name)
+    serve(models, args.host, args.port)
+    return 0
+
+
+def _detect(args: argparse.Namespace) -> int:
+    from .detector import Detector
+    from .images import find_images, split_inputs
+    from .results import RESULTS, ResultWriter
+    from .runner import RunSettings, drawing_path
+
+    output = Path(args.output)
+    video, inputs = split_inputs(args.inputs)
+    files = find_images(inputs, output)
+    if video is None and not args.no_draw:
+        for file in files:
+            drawing_path(file, output)
+    if video is not None and args.resume:
+        raise InputError("--resume is for images; a video is done in one go")
+    detector = Detector(args.model, args.device, args.threads or 0)
+    if detector.info.includes_resize and args.batch > 1:
+        raise InputError(f"{args.model}: resizes inside the graph, so --batch has to be 1")
+    settings = RunSettings(args.score, args.batch, not args.no_draw)
+    header = {
+        "weights_sha256": detector.info.written.get("weights_sha256"),
+        "score": args.score,
+        "class_names": list(detector.class_names),
+    }
+    with contextlib.closing(ResultWriter(output, header, args.resume)) as writer:
+        try:
+            if video is not None:
+                code = _detect_video(detector, video, output, writer, settings)
+            else:
+                code = _detect_images(detector, files, output, writer, settings)
+        except KeyboardInterrupt:
+            advice = "" if video is not None else "; --resume goes on from here"
+            print(f"\nmimicdet: stopped{advice}", file=sys.stderr)
+            code = EXIT_STOPPED
+    print(f"{len(writer.done)} images, {writer.num_detections} detections: {output / RESULTS}")
+    return code
+
+
+def _detect_images(detector, files, output, writer, settings) -> int:
+    from .progress import Progress
+    from .runner import run_on_images
+
+    done = writer.done
+    todo = [file for file in files if file.name not in done]
+    if len(todo) < len(files):
+        print(f"{len(files) - len(todo)} of {len(files)} images are done", file=sys.stderr)
+    with contextlib.closing(Progress(len(todo))) as progress:
+        problems = run_on_images(detector, todo, output, writer, settings, progress)
+    if problems:
+        print(f"mimicdet: {len(problems)} of {len(files)} images skipped", file=sys.stderr)
+    return EXIT_SOME_FAILED if problems else 0
+
+
+def _detect_video(detector, path, output, writer, settings) -> int:
+    from .progress import Progress
+    from .runner import run_on_video
+    from .video import VideoReader, VideoWriter
+
+    target = output / f"{path.stem}.mp4"
+    if settings.draw and target.resolve() == path.resolve():
+        raise InputError(f"{target}: the drawing would replace the video; choose another -o")
+    with contextlib.ExitStack() as stack:
+        video = stack.enter_context(contextlib.closing(VideoReader(path)))
+        drawn = None
+        if settings.draw:
+            drawn = stack.enter_context(VideoWriter(target, video.frames_per_second))
+        progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
+
+        def record(number, frame, found) -> None:
+            writer.add(f"{path.name}#{number:06d}", frame.shape[:2], found)
+
+        frames = run_on_video(detector, video, settings, progress, record, output=drawn)
+    if frames == 0:
+        raise InputError(f"{path}: no frame could be read")
+    return 0

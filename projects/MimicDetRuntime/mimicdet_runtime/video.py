@@ -1,0 +1,84 @@
+"""Reading and writing videos with OpenCV."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from .errors import InputError
+from .images import import_cv2
+
+
+class VideoReader:
+    """
+    The frames of a video file, or of a camera given by its number.
+
+    Attributes:
+        frames_per_second: 25 where the source does not say.
+        num_frames: as the file says; 0 where it does not.
+
+    Raises:
+        InputError: the source cannot be opened.
+    """
+
+    def __init__(self, source: Path | int) -> None:
+        cv2 = import_cv2()
+        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if not self._capture.isOpened():
+            what = f"camera {source}" if isinstance(source, int) else str(source)
+            raise InputError(f"{what}: cannot be opened as a video")
+        self.frames_per_second = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self.num_frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 BGR frames."""
+        while True:
+            more, frame = self._capture.read()
+            if not more:
+                return
+            yield frame
+
+    def close(self) -> None:
+        """Let the file or the camera go."""
+        self._capture.release()
+
+
+class VideoWriter:
+    """
+    Writes frames to an .mp4 file; the first frame sets the size. A context manager.
+
+    Raises (on the first frame):
+        InputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        self._path, self._frames_per_second = path, frames_per_second
+        self._writer = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a (H, W, 3) uint8 BGR frame."""
+        if self._writer is None:
+            self._writer = self._open(frame.shape[1], frame.shape[0])
+        self._writer.write(frame)
+
+    def _open(self, width: int, height: int):
+        cv2 = import_cv2()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        codec = cv2.VideoWriter_fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(self._path), codec, self._frames_per_second, (width, height))
+        if not writer.isOpened():
+            raise InputError(f"{self._path}: cannot be written as a video")
+        return writer
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
