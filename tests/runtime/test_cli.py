@@ -276,6 +276,30 @@ def test_the_command_line_loads_nothing_heavy():
     assert result.stderr.strip() == ""
 
 
+_SMALL_LIMIT = """
+import sys
+from mimicdet_runtime import images
+
+images.MAX_PIXELS = 100
+assert images.read_image(sys.argv[1]).shape == (10, 10, 3)
+images.read_image(sys.argv[2])
+"""
+
+
+def test_images_of_too_many_pixels_are_not_unpacked(tmp_path):
+    paths = [tmp_path / "small.png", tmp_path / "large.png"]
+    for path, side in zip(paths, (10, 11)):
+        cv2.imwrite(str(path), np.zeros((side, side, 3), np.uint8))
+    # A process of its own: OpenCV takes the limit when it is loaded.
+    result = subprocess.run(
+        [sys.executable, "-c", _SMALL_LIMIT, *paths],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(RUNTIME)},
+    )
+    assert result.stderr.strip().endswith("large.png: not an image that can be read")
+
+
 def test_public_names_exist():
     for name in mimicdet_runtime.__all__:
         assert getattr(mimicdet_runtime, name) is not None
