@@ -135,9 +135,9 @@ def test_overlap_slider_suppresses_within_a_class(tab, tmp_path):
     cv2.imwrite(str(path), np.zeros((20, 20, 3), np.uint8))
     detect(tab, path)
     expect(tab.locator(".box")).to_have_count(3)
-    slide(tab, re.compile("overlaps at most"), 0.15)
+    slide(tab, "Overlap (IoU) at most", 0.15)
     expect(tab.locator(".box")).to_have_count(3)
-    slide(tab, re.compile("overlaps at most"), 0.14)
+    slide(tab, "Overlap (IoU) at most", 0.14)
     expect(tab.locator(".box")).to_have_count(2)
     expect(tab.locator("#objects button")).to_have_text([re.compile("90%"), re.compile("70%")])
 

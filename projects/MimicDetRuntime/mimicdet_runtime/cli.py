@@ -104,7 +104,7 @@ def _detect(args: argparse.Namespace) -> int:
     from .detector import Detector
     from .images import find_images, split_inputs
     from .results import RESULTS, ResultWriter
-    from .runner import RunSettings, drawing_path
+    from .runner import drawing_path
 
     output = Path(args.output)
     video, inputs = split_inputs(args.inputs)
@@ -117,7 +117,6 @@ def _detect(args: argparse.Namespace) -> int:
     detector = Detector(args.model, args.device, args.threads or 0)
     if detector.info.includes_resize and args.batch > 1:
         raise InputError(f"{args.model}: resizes inside the graph, so --batch has to be 1")
-    settings = RunSettings(args.score, args.batch, not args.no_draw)
     header = {
         "weights_sha256": detector.info.written.get("weights_sha256"),
         "score": args.score,
@@ -126,9 +125,9 @@ def _detect(args: argparse.Namespace) -> int:
     with contextlib.closing(ResultWriter(output, header, args.resume)) as writer:
         try:
             if video is not None:
-                code = _detect_video(detector, video, output, writer, settings)
+                code = _detect_video(detector, video, output, writer, args)
             else:
-                code = _detect_images(detector, files, output, writer, settings)
+                code = _detect_images(detector, files, output, writer, args)
         except KeyboardInterrupt:
             advice = "" if video is not None else "; --resume goes on from here"
             print(f"\nmimicdet: stopped{advice}", file=sys.stderr)
@@ -137,40 +136,52 @@ def _detect(args: argparse.Namespace) -> int:
     return code
 
 
-def _detect_images(detector, files, output, writer, settings) -> int:
+def _detect_images(detector, files, output, writer, args) -> int:
+    from .drawing import draw_detections
+    from .images import write_image
     from .progress import Progress
-    from .runner import run_on_images
+    from .runner import drawing_path, run_on_images
+
+    def handle(file, image, found) -> bool:
+        found = found.above(args.score)
+        if not args.no_draw:
+            write_image(drawing_path(file, output), draw_detections(image, found))
+        # After the drawing: an image that is recorded is complete.
+        writer.add(file.name, image.shape[:2], found)
+        return True
 
     done = writer.done
     todo = [file for file in files if file.name not in done]
     if len(todo) < len(files):
         print(f"{len(files) - len(todo)} of {len(files)} images are done", file=sys.stderr)
     with contextlib.closing(Progress(len(todo))) as progress:
-        problems = run_on_images(detector, todo, output, writer, settings, progress)
+        problems = run_on_images(detector, todo, handle, progress, args.batch)
     if problems:
         print(f"mimicdet: {len(problems)} of {len(files)} images skipped", file=sys.stderr)
     return EXIT_SOME_FAILED if problems else 0
 
 
-def _detect_video(detector, path, output, writer, settings) -> int:
+def _detect_video(detector, path, output, writer, args) -> int:
+    from .drawing import draw_detections
     from .progress import Progress
     from .runner import run_on_video
     from .video import VideoReader, VideoWriter
 
     target = output / f"{path.stem}.mp4"
-    if settings.draw and target.resolve() == path.resolve():
-        raise InputError(f"{target}: the drawing would replace the video; choose another -o")
+    if not args.no_draw and target.resolve() == path.resolve():
+        raise InputError(f"{target}: the drawing would replace the video; choose another output")
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(contextlib.closing(VideoReader(path)))
-        drawn = None
-        if settings.draw:
-            drawn = stack.enter_context(VideoWriter(target, video.frames_per_second))
+        drawn = stack.enter_context(VideoWriter(target, video.frames_per_second))
         progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
 
-        def record(number, frame, found) -> None:
+        def handle(number, frame, found) -> bool:
+            found = found.above(args.score)
             writer.add(f"{path.name}#{number:06d}", frame.shape[:2], found)
+            if not args.no_draw:
+                drawn.write(draw_detections(frame, found))
+            return True
 
-        frames = run_on_video(detector, video, settings, progress, record, output=drawn)
-    if frames == 0:
-        raise InputError(f"{path}: no frame could be read")
+        if run_on_video(detector, video, handle, progress) == 0:
+            raise InputError(f"{path}: no frame could be read")
     return 0

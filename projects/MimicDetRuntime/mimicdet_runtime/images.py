@@ -28,19 +28,21 @@ def is_video(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_images(inputs: Iterable[str | os.PathLike[str]], output: Path) -> list[ImageFile]:
+def find_images(
+    inputs: Iterable[str | os.PathLike[str]], output: Path | None = None
+) -> list[ImageFile]:
     """
     List the images of files and folders, folders with all that is below them, sorted by name.
 
     Args:
         inputs: files and folders.
-        output: folder of results; what lies in it is left out.
+        output: folder of results; what lies in it is left out of the folders given.
 
     Raises:
         InputError: an input is missing, a folder holds no image, or two images share a name.
     """
     found: dict[str, ImageFile] = {}
-    output = output.resolve()
+    output = output.resolve() if output else None
     for given in map(Path, inputs):
         if given.is_dir():
             files = _images_below(given, output)
@@ -57,8 +59,8 @@ def find_images(inputs: Iterable[str | os.PathLike[str]], output: Path) -> list[
     return list(found.values())
 
 
-def _images_below(folder: Path, output: Path) -> list[ImageFile]:
-    inside = output != folder.resolve()
+def _images_below(folder: Path, output: Path | None) -> list[ImageFile]:
+    inside = output is not None and output != folder.resolve()
     return [
         ImageFile(path, path.relative_to(folder).as_posix())
         for path in sorted(folder.rglob("*"))

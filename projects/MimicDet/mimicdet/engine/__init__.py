@@ -1,6 +1,7 @@
 from ..checkpoint import MimicCheckpointer, load_weights
 from ..config import load_config
 from .hooks import BestCheckpointer
+from .predictor import Predictor
 from .setup import setup_cfg
 from .trainer import MimicTrainer
 from .tta import MimicDetWithTTA
@@ -10,6 +11,7 @@ __all__ = [
     "MimicCheckpointer",
     "MimicDetWithTTA",
     "MimicTrainer",
+    "Predictor",
     "load_config",
     "load_weights",
     "setup_cfg",

@@ -161,7 +161,8 @@ function shownDetections() {
 
 function colorOf(number) {
   const hue = (216 + number * 222.492) % 360;
-  return { color: `hsl(${hue} 75% 42%)`, text: "#fff" };
+  // Hues from orange to cyan are too light for white text.
+  return { color: `hsl(${hue} 75% 42%)`, text: hue > 25 && hue < 200 ? "#000" : "#fff" };
 }
 
 const nameOf = (number) => currentModel().class_names[number] ?? `class ${number}`;
