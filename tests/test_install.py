@@ -25,9 +25,9 @@ def env():
 
 
 def run_setup_py(*arguments):
-    """Runs setup.py in the checkout; its own output is of no interest."""
+    """Runs setup.py in the checkout; returns what it prints to stdout."""
     command = [sys.executable, "setup.py", "-q", *arguments]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 # Decisions
@@ -278,6 +278,15 @@ def test_built_package_carries_the_configs(tmp_path):
     )
     assert (tmp_path / "mimicdet" / "config.py").is_file()
     assert not (ROOT / "projects/MimicDet/mimicdet/model_zoo/configs").exists()
+
+
+def test_built_package_carries_the_runtime_of_the_same_version(tmp_path):
+    run_setup_py("build_py", "--build-lib", str(tmp_path))
+    built, source = tmp_path / "mimicdet_runtime", ROOT / "projects/MimicDetRuntime"
+    names = {path.relative_to(built).as_posix() for path in built.rglob("*.*")}
+    assert {"cli.py", "static/index.html", "static/app.js", "static/style.css"} <= names
+    version = run_setup_py("--version").strip()
+    assert f'"{version}"' in (source / "mimicdet_runtime" / "version.py").read_text()
 
 
 # Makefile and CI
