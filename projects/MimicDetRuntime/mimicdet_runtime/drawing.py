@@ -34,7 +34,7 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     picture = np.ascontiguousarray(image).copy()
     # As large as can be read when the picture fills a screen.
     unit = max(max(picture.shape[:2]) / 1000, 0.4)
-    width, scale = max(round(2 * unit), 1), 0.55 * unit
+    width, scale = max(round(2 * unit), 2), 0.55 * unit
     for index in reversed(range(len(detections))):
         color = class_color(int(detections.classes[index]))
         x0, y0, x1, y1 = (round(float(value)) for value in detections.boxes[index])
