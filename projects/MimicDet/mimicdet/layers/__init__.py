@@ -1,7 +1,7 @@
 from .alignment import ALIGNMENTS, GuidedAlignment, build_alignment
 from .deform_conv import deform_conv2d
 from .precision import fresh_casts
-from .sparse_conv import Places, RowLayout, conv_at, pyramid_rows, sample_rows
+from .sparse_conv import Places, RowLayout, conv_at, kernel_points, pyramid_rows, sample_rows
 
 __all__ = [
     "ALIGNMENTS",
@@ -12,6 +12,7 @@ __all__ = [
     "conv_at",
     "deform_conv2d",
     "fresh_casts",
+    "kernel_points",
     "pyramid_rows",
     "sample_rows",
 ]

@@ -40,7 +40,12 @@ class ConvAlignment(nn.Module):
         Returns:
             (M, O), before the activation.
         """
-        return conv_at(rows, places, None, self.conv.weight, self.conv.bias)
+        offsets = self.offsets_at(rows, guidance, places)
+        return conv_at(rows, places, offsets, self.conv.weight, self.conv.bias)
+
+    def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor | None:
+        """(M, 2 * k * k) offsets at M positions, in pixels of their map; None: the points stay."""
+        return None
 
     def hidden_layers(self) -> list[nn.Conv2d]:
         """The convolutions that a ReLU follows; the last one of the offsets is none of them."""
@@ -62,17 +67,12 @@ class DeformAlignment(ConvAlignment):
             return self.offset(x.to(self.offset.weight.dtype))
 
     def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
-        """(M, 2 * k * k): the offsets at M positions."""
         with torch.autocast(rows.device.type, enabled=False):
             rows = rows.to(self.offset.weight.dtype)
             return conv_at(rows, places, None, self.offset.weight, self.offset.bias)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         return deform_conv2d(x, self.offsets(x, guidance), self.conv.weight, self.conv.bias)
-
-    def at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
-        offsets = self.offsets_at(rows, guidance, places)
-        return conv_at(rows, places, offsets, self.conv.weight, self.conv.bias)
 
 
 class GuidedAlignment(DeformAlignment):

@@ -155,9 +155,7 @@ def _conv_part(
 ) -> Tensor:
     k = weight.shape[-1]
     with torch.autocast(rows.device.type, enabled=False):
-        points = _kernel_points(places, k).to(rows.dtype)
-        if offset is not None:
-            points = points + offset.to(rows.dtype).unflatten(1, (k * k, 2))
+        points = kernel_points(places, k, offset).to(rows.dtype)
         sampled = sample_rows(rows, places, points)
     # The points' order is that of a channels-last weight, which is a view where it lies so.
     return F.linear(sampled.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
@@ -191,12 +189,19 @@ def sample_rows(rows: Tensor, places: Places, points: Tensor) -> Tensor:
     return sampled.unflatten(0, points.shape[:2])
 
 
-def _kernel_points(places: Places, kernel_size: int) -> Tensor:
-    """(y, x) of the kernel points around each position, row-major: (M, k * k, 2)."""
+def kernel_points(places: Places, kernel_size: int, offset: Tensor | None = None) -> Tensor:
+    """
+    Where a kernel reads: (y, x) of its points in pixels of the map, row-major: (M, k * k, 2).
+
+    Args:
+        offset: (M, 2 * k * k) in pixels of the map, (dy, dx) for each kernel point; None: none.
+    """
     center = torch.stack([places.y, places.x], dim=1)
     steps = torch.arange(kernel_size, device=center.device) - kernel_size // 2
-    kernel = torch.cartesian_prod(steps, steps).view(-1, 2)
-    return center[:, None] + kernel
+    points = center[:, None] + torch.cartesian_prod(steps, steps).view(-1, 2)
+    if offset is None:
+        return points
+    return points + at_least_float32(offset).unflatten(1, (kernel_size**2, 2))
 
 
 def _embedding_bag_flops(inputs, outputs):
