@@ -127,12 +127,29 @@ def _detections_per_image(
     topk: int,
 ) -> Instances:
     """boxes: (Ri, 4); scores: (Ri, K)."""
-    index, classes = torch.nonzero(scores > score_thresh, as_tuple=True)
-    scores = scores[index, classes]
-    boxes = clip_boxes(boxes, image_size)[index]
-    keep = nms_best(boxes, scores, classes, nms_thresh, topk if topk >= 0 else len(scores))
+    boxes = clip_boxes(boxes, image_size)
+    index, classes = best_detections(boxes, scores, score_thresh, nms_thresh, topk)
     result = Instances(image_size)
-    result.pred_boxes = Boxes(boxes[keep])
-    result.scores = scores[keep]
-    result.pred_classes = classes[keep]
+    result.pred_boxes = Boxes(boxes[index])
+    result.scores = scores[index, classes]
+    result.pred_classes = classes
     return result
+
+
+@torch.no_grad()
+def best_detections(
+    boxes: Tensor, scores: Tensor, score_thresh: float, nms_thresh: float, topk: int
+) -> tuple[Tensor, Tensor]:
+    """
+    Score threshold, NMS class by class and the best topk of one image (4.2).
+
+    Args:
+        boxes: (R, 4) XYXY, clipped; scores: (R, K), background left out. topk: -1 for all.
+
+    Returns:
+        box in [0, R) and class in [0, K) of each detection, best first, both (at most topk,).
+    """
+    index, classes = torch.nonzero(scores > score_thresh, as_tuple=True)
+    found = scores[index, classes]
+    keep = nms_best(boxes[index], found, classes, nms_thresh, topk if topk >= 0 else len(found))
+    return index[keep], classes[keep]

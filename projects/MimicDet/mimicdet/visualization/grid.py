@@ -276,6 +276,12 @@ def _from_record(record: dict[str, Any]) -> _Objects:
     )
 
 
+def boxes_from_record(record: dict[str, Any]) -> np.ndarray:
+    """(G, 4) XYXY boxes of the annotations of a Detectron2 record, crowds left out."""
+    objects = _from_record(record)
+    return objects.boxes[~objects.crowd]
+
+
 def _above(found: _Objects, threshold: float) -> _Objects:
     assert found.scores is not None
     keep = found.scores >= threshold
