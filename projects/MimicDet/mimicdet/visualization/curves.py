@@ -23,14 +23,23 @@ _PART_COLORS = {
     "teacher": "#ff7f0e",
     "mimic": "#1b9e47",
 }
-# Levels P0..P7, the coarser the paler.
-_LEVEL_COLORS = ("#111", "#222", "#333", "#3b2a6b", "#5b4b94", "#7d70b0", "#a197c8", "#c3bcdf")
+# Levels P0..P7, the coarser the paler; all show on white and on a dark page.
+_LEVEL_COLORS = (
+    "#3a22a0",
+    "#4429ac",
+    "#4f33b8",
+    "#6a4fd0",
+    "#846de0",
+    "#9d8aea",
+    "#b5a7f0",
+    "#cbc2f4",
+)
 _AP_COLORS = {"AP": "#1f77ff", "AP50": "#1b9e47", "AP75": "#944ddb"}
 _COSINE_NAMES = {"mimic/cosine_cls": "classification", "mimic/cosine_loc": "localisation"}
 
 
 @dataclass
-class _Panel:
+class Panel:
     """One set of axes: its title and the scalars that it shows."""
 
     title: str
@@ -80,8 +89,8 @@ def read_metrics(
     return metrics
 
 
-def _panels(keys: Iterable[str]) -> list[_Panel]:
-    """Group the scalars into panels; panels without a scalar are left out."""
+def group_scalars(keys: Iterable[str]) -> list[Panel]:
+    """Group the names of scalars into panels; panels without a scalar are left out."""
     names = sorted(keys)
     parts = [k for part in _PART_COLORS for k in names if k.startswith(f"loss_{part}_")]
     others = [k for k in names if k.startswith("loss_") and k not in parts]
@@ -90,18 +99,18 @@ def _panels(keys: Iterable[str]) -> list[_Panel]:
     counts = [k for k in names if "num_foreground" in k or "num_positives" in k]
     cosines = [k for k in _COSINE_NAMES if k in names]
     panels = [
-        _Panel("Losses", losses, scale="log"),
-        _Panel("Average precision on held-out data", precision),
-        _Panel("Mimicking: mean cosine of student and teacher", cosines),
-        _Panel("Learning rate", [k for k in names if k == "lr"]),
+        Panel("Losses", losses, scale="log"),
+        Panel("Average precision on held-out data", precision),
+        Panel("Mimicking: mean cosine of student and teacher", cosines),
+        Panel("Learning rate", [k for k in names if k == "lr"]),
         # Zero is what such a plot must be able to show: no plain logarithm.
-        _Panel("Boxes that train the parts", counts, scale="symlog"),
+        Panel("Boxes that train the parts", counts, scale="symlog"),
     ]
     return [panel for panel in panels if panel.keys]
 
 
-def _line_style(key: str) -> dict[str, object]:
-    """Choose colour, dash and legend text of a scalar by its name."""
+def line_style(key: str) -> dict[str, object]:
+    """Colour, dash and legend text of a scalar by its name, as matplotlib's arguments."""
     if key == "total_loss":
         return {"color": "black", "linewidth": 2.2, "label": "total"}
     match = re.fullmatch(r"loss_(\w+?)_(\w+)", key)
@@ -129,11 +138,11 @@ def _line_style(key: str) -> dict[str, object]:
     return {"label": key}
 
 
-def _draw_panel(axes: Axes, panel: _Panel, metrics: Metrics, last: int) -> None:
+def _draw_panel(axes: Axes, panel: Panel, metrics: Metrics, last: int) -> None:
     positive = False
     for key in panel.keys:
         iterations, values = metrics[key]
-        style = {"linewidth": 1.5, **_line_style(key)}
+        style = {"linewidth": 1.5, **line_style(key)}
         if len(iterations) == 1:
             style["marker"] = "o"
         axes.plot(iterations, values, **style)
@@ -165,7 +174,7 @@ def build_figure(metrics: Metrics, title: str = "") -> Figure:
     Raises:
         ValueError: it holds none that is plotted.
     """
-    panels = _panels(metrics)
+    panels = group_scalars(metrics)
     if not panels:
         raise ValueError("no losses, AP, cosines, box counts or learning rates to plot")
     columns = min(len(panels), 2)
