@@ -90,13 +90,18 @@ def test_whole_run_and_resume(tmp_path):
     data = ["DATASETS.TRAIN", address, "DATASETS.TEST", address]
     first = run_quickstart(output, "--num-images", "2", *data, *SMALL, "SOLVER.MAX_ITER", "2")
     assert first.returncode == 0, first.stderr
-    for text in ("1/4 data", "4 images, 4 objects", "iteration 2/2 (100 %)", "4/4 pictures"):
+    for text in (
+        "1/4 data",
+        "4 images, 4 objects",
+        "iteration 2/2 (100 %)",
+        "4/4 pictures and report",
+    ):
         assert text in first.stdout, first.stdout
     assert "AP50" in first.stdout and "Seconds: data" in first.stdout
     # What the libraries say is in the log, not on the terminal.
     assert "Average Precision" not in first.stdout
     assert "Average Precision" in (output / "log.txt").read_text()
-    for name in ("detections.png", "curves.png", "model_final.pth", "config.yaml"):
+    for name in ("detections.png", "curves.png", "report.html", "model_final.pth", "config.yaml"):
         assert (output / name).stat().st_size > 0
         assert str(output / name) in first.stdout
     assert iterations(output) == [1]

@@ -29,6 +29,7 @@ from detectron2.utils.logger import setup_logger
 from .engine import MimicTrainer, setup_cfg
 from .errors import error_text
 from .visualization import detection_grid, plot_curves
+from .visualization.report import write_report
 
 DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -295,7 +296,7 @@ def _format_ap(value: float) -> str:
 
 
 def draw(cfg: CfgNode, args: argparse.Namespace, output: Path) -> list[Path]:
-    """Write detections.png and curves.png; return the paths of those that were written."""
+    """Write detections.png, curves.png and report.html; return the paths of what was written."""
     grid, curves = output / "detections.png", output / "curves.png"
     written = [grid]
     detection_grid(
@@ -312,6 +313,7 @@ def draw(cfg: CfgNode, args: argparse.Namespace, output: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         # Everything else that such a run made is worth having.
         _logger.warning("no curves: %s", error)
+    written.append(write_report([output], output / "report.html"))
     return written
 
 
@@ -357,7 +359,7 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
         say(f"2/4 training: {cfg.SOLVER.MAX_ITER} iterations, log in {output / 'log.txt'}")
         results = train(cfg, args.resume, watch, stream)
         table = format_ap_table(box_results(results, cfg.DATASETS.TEST[0]))
-        say("4/4 pictures")
+        say("4/4 pictures and report")
         with watch.part("pictures"):
             written = draw(cfg, args, output)
     say(f"\nHeld-out data, {cfg.DATASETS.TEST[0]}:\n\n{table}\n")
