@@ -151,7 +151,7 @@ def test_losses_by_hand(normalizer):
     _, maps, refined = predict(model, [make_input((96, 128)), make_input((96, 128), seed=1)])
     shifted = [v + 1.5 for v in P3_BOX]
     gt = [torch.tensor([shifted, [4.0, 2.0, 78.0, 70.0]]), torch.zeros(0, 4)]
-    losses, per_level = model.proposal_generator.losses(refined, gt, [torch.zeros(0, 4)] * 2)
+    losses, labels = model.proposal_generator.losses(refined, gt, [torch.zeros(0, 4)] * 2)
     width3, width4 = maps[0].shape[-1], maps[1].shape[-1]
     p3_positions = [3 * width3 + 3]
     cx, cy, reach_x, reach_y = 41.0, 36.0, 0.15 * 74, 0.15 * 68
@@ -161,7 +161,7 @@ def test_losses_by_hand(normalizer):
         for x in range(width4)
         if abs((x + 0.5) * 16 - cx) <= reach_x and abs((y + 0.5) * 16 - cy) <= reach_y
     ]
-    assert p4_positions and per_level.tolist() == [1, len(p4_positions), 0, 0, 0]
+    assert p4_positions and labels.positives_per_level.tolist() == [1, len(p4_positions), 0, 0, 0]
     positives = {**dict.fromkeys(p3_positions, 0), **dict.fromkeys(p4_positions, 1)}
     bce = l1 = 0.0
     for n in range(2):
@@ -191,9 +191,9 @@ def test_normalizer_counts_at_least_one_an_image():
     model = small_model()
     _, _, refined = predict(model, [make_input(), make_input(seed=1), make_input(seed=2)])
     none = [torch.zeros(0, 4)] * 3
-    losses, per_level = model.proposal_generator.losses(refined, none, none)
+    losses, labels = model.proposal_generator.losses(refined, none, none)
     total = torch.nn.functional.softplus(refined.pred_objectness_logits).sum()
-    assert per_level.tolist() == [0] * 5
+    assert labels.positives_per_level.tolist() == [0] * 5
     torch.testing.assert_close(losses["loss_refine_cls"], total / 3)
     assert losses["loss_refine_loc"] == 0
 

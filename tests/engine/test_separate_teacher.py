@@ -68,7 +68,7 @@ def test_training_leaves_the_teacher_as_it_is(data, teacher, tmp_path):
     """Neither its parameters nor its batch norms' statistics move, and its layers stay in eval."""
     cfg = setup_cfg(str(data.config), [*student_opts(teacher, tmp_path), *tiny_run.SHORT])
     trainer = MimicTrainer(cfg)
-    model = trainer.model.teacher.model
+    model = trainer.model.teachers[0].model
     loaded = tiny_run.state(teacher / "model_final.pth")["model"]
     trainer.train()
     assert not any(module.training for module in model.modules())

@@ -13,7 +13,8 @@ from .errors import error_text
 
 def add_mimicdet_config(cfg: CN) -> None:
     """
-    Add MODEL.MIMICDET to a Detectron2 config, in place, and the keys of `add_detector_config`.
+    Add MODEL.MIMICDET, DISTILLATION and the keys of `add_detector_config` to a Detectron2 config,
+    in place. DISTILLATION is described in distillation/config.py and with its methods.
 
     Where Detectron2 has a key for something, that key is used and none is added here:
 
@@ -137,6 +138,11 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.SEPARATE_TEACHER.WEIGHTS = ""
 
     add_detector_config(cfg)
+
+    # ---------------------------------------------------------------- teachers from outside
+    from .distillation.config import add_distillation_config  # the methods bring their settings
+
+    add_distillation_config(cfg)
 
 
 def load_config(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:

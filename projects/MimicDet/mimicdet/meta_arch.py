@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .labels import label_proposals
 from .refinement import RefinementModule
-from .structures import BoxQuery, HeadPredictions, TrainingTensors
+from .structures import BoxQuery, TrainingTensors
 from .student_head import StudentHead
 from .targets import sample_labels
 from .teacher_head import MimicTeacherHeads, build_matcher
@@ -145,13 +145,13 @@ class MimicDet(nn.Module):
     def forward_training(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[dict[str, Tensor], TrainingTensors]:
-        """The losses, and the tensors that a distillation method works with."""
+        """The losses, and the tensors that a distillation adapter reads."""
         images = self.preprocess_image(batched_inputs)
         gt_instances = self._ground_truth(batched_inputs)
         features = self.backbone(images.tensor)
         maps = [features[f] for f in self.proposal_generator.in_features]
         refined = self.proposal_generator.predict(maps)
-        losses, positives = self.proposal_generator.losses(
+        losses, labels = self.proposal_generator.losses(
             refined, [x.gt_boxes.tensor for x in gt_instances], self._crowd_boxes(batched_inputs)
         )
         proposals = self.proposal_generator.propose(refined, images.image_sizes)
@@ -170,17 +170,11 @@ class MimicDet(nn.Module):
         if self.roi_heads is not None:
             teacher = self.roi_heads.predict_proposals(features, chosen)
             losses.update(self.roi_heads.losses(teacher, chosen))
-        self._log(positives, proposals, chosen)
+        self._log(labels.positives_per_level, proposals, chosen)
         query = BoxQuery([x.proposal_boxes.tensor for x in chosen], [x.levels for x in chosen])
-        return losses, TrainingTensors(student, teacher, query)
-
-    @torch.no_grad()
-    def teach(self, batched_inputs: list[dict[str, Any]], query: BoxQuery) -> HeadPredictions:
-        """The T-head's view of boxes that another model found in the same images (Table 5)."""
-        if self.roi_heads is None:
-            raise ValueError("this model has no T-head: MODEL.MIMICDET.TEACHER.ENABLED is False")
-        features = self.backbone(self.preprocess_image(batched_inputs).tensor)
-        return self.roi_heads.predict(features, query.boxes, query.levels)
+        return losses, TrainingTensors(
+            maps, refined, labels, gt_instances, images.image_sizes, student, teacher, query
+        )
 
     @torch.no_grad()
     def inference(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .losses import box_l1_loss, objectness_loss
 from .postprocess import clip_boxes, select_proposals
-from .structures import RefinementPredictions
+from .structures import AnchorLabels, RefinementPredictions
 from .targets import assign_anchors
 
 # Sizes of maps whose anchors are kept: about a megabyte each.
@@ -183,16 +183,16 @@ class RefinementModule(nn.Module):
         predictions: RefinementPredictions,
         gt_boxes: list[Tensor],
         crowd_boxes: list[Tensor],
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> tuple[dict[str, Tensor], AnchorLabels]:
         """
         Args:
             gt_boxes: N x (Gi, 4); crowd_boxes: N x (Ci, 4).
 
         Returns:
-            the losses loss_refine_cls and loss_refine_loc, and the positives of each level: (L,).
+            the losses loss_refine_cls and loss_refine_loc, and the assignment they come from.
         """
         anchors = predictions.anchors
-        labels, gt_deltas = [], []
+        labels, matched_idxs, gt_deltas = [], [], []
         for boxes, crowds in zip(gt_boxes, crowd_boxes):
             labels_per_image, matched = assign_anchors(
                 anchors,
@@ -206,6 +206,7 @@ class RefinementModule(nn.Module):
             )
             positive = labels_per_image == 1
             labels.append(labels_per_image)
+            matched_idxs.append(matched)
             gt_deltas.append(
                 self.box2box_transform.get_deltas(anchors[positive], boxes[matched[positive]])
             )
@@ -225,7 +226,7 @@ class RefinementModule(nn.Module):
                 predictions.pred_anchor_deltas[positive], torch.cat(gt_deltas), num_positives
             ),
         }
-        return losses, per_level
+        return losses, AnchorLabels(labels, torch.stack(matched_idxs), per_level)
 
     @torch.no_grad()
     def propose(

@@ -15,6 +15,7 @@ a level. It names an anchor, its adjusted box and the S-head's output at that pl
 from dataclasses import dataclass
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 
 
@@ -27,6 +28,15 @@ class RefinementPredictions:
     delta_maps: list[Tensor]  # L x (N, 4, Hl, Wl): the same deltas, as the S-head's guidance
     anchors: Tensor  # (R, 4), XYXY in input pixels
     anchor_levels: Tensor  # (R,), int64 in [0, L)
+
+
+@dataclass(frozen=True)
+class AnchorLabels:
+    """The refinement module's own assignment of every anchor of the batch (3.2)."""
+
+    labels: Tensor  # (N, R) int64: 1 positive, 0 negative, -1 ignored
+    matched_idxs: Tensor  # (N, R) int64: the image's object of each positive anchor; else 0
+    positives_per_level: Tensor  # (L,) int64
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,13 @@ class BoxQuery:
 
 @dataclass(frozen=True)
 class TrainingTensors:
-    """The distillation seam: what one training step of MimicDet offers to the trainer."""
+    """What one training step of MimicDet leaves behind for distillation.MimicDetAdapter."""
 
+    features: list[Tensor]  # L x (N, C, Hl, Wl): P3..P7
+    refined: RefinementPredictions
+    anchor_labels: AnchorLabels
+    gt_instances: list[Instances]  # N
+    image_sizes: list[tuple[int, int]]  # N x (height, width) before padding
     student: HeadPredictions | None  # at the boxes sampled for the T-head; None: no S-head
     teacher: HeadPredictions | None  # the same boxes, same order; None: no T-head here
     query: BoxQuery  # those boxes, for a teacher that lives elsewhere (Table 5)

@@ -194,8 +194,13 @@ def _set_num_classes(cfg: CfgNode, classes: list[str]) -> None:
         logger.info(f"{key} = {len(classes)}, from the data: {listed}")
     frozen = cfg.is_frozen()
     cfg.defrost()
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
-    if "RETINANET" in cfg.MODEL:
-        cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
+    set_num_classes(cfg, len(classes))
     if frozen:
         cfg.freeze()
+
+
+def set_num_classes(cfg: CfgNode, number: int) -> None:
+    """Write the number of foreground classes to the keys of every meta-architecture."""
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
+    if "RETINANET" in cfg.MODEL:
+        cfg.MODEL.RETINANET.NUM_CLASSES = number

@@ -1,14 +1,41 @@
 """Puts the seam into a training step: the student's losses and every method's, in one dict."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from .base import DISTILLATION_REGISTRY, DistillationMethod
-from .separate_teacher import SeparateTeacher, build_separate_teacher
+from .adapters import DetectorAdapter, build_adapter
+from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
+from .config import check_distillation_config
+from .pairing import check_pair
+from .separate_teacher import build_separate_teacher
+from .teacher import FrozenTeacher, build_teacher, load_teacher_config
+from .tensors import DetectorTensors
+
+
+@dataclass(frozen=True)
+class Term:
+    """A method at work: who teaches, and how much its losses count at which iteration."""
+
+    method: DistillationMethod
+    teacher: FrozenTeacher | None = None  # None: the student's own second head (MimicDet)
+    loss_weight: float = 1.0
+    warmup_iters: int = 0
+    stop_iter: int = 0
+
+    def weight(self, iteration: int) -> float:
+        """The factor of the losses; it reaches loss_weight in iteration warmup_iters - 1."""
+        if self.stopped(iteration):
+            return 0.0
+        return self.loss_weight * min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
+
+    def stopped(self, iteration: int) -> bool:
+        return 0 < self.stop_iter <= iteration
 
 
 class Distiller(nn.Module):
@@ -16,30 +43,36 @@ class Distiller(nn.Module):
     What a trainer trains: calls the student and adds each method's losses to its loss dict.
 
     It wraps the student as a module, so that DistributedDataParallel sees one forward with all
-    parameters that train, the methods' adaptation layers included. Evaluation is the student's.
+    parameters that train, the methods' adaptation layers included. Evaluation is the student's. A
+    teacher runs at most once a step, and not at all where its methods have stopped.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        methods: Sequence[DistillationMethod] = (),
-        teacher: SeparateTeacher | None = None,
+        terms: Sequence[Term] = (),
+        adapter: DetectorAdapter | None = None,
         autocast_dtype: torch.dtype | None = None,
     ):
         """
         Args:
-            student: any Detectron2 model; with methods it has
-                forward_training(batched_inputs) -> (losses, TrainingTensors).
-            methods: what to add; none: the student's losses alone.
-            teacher: a teacher outside the student; None: the student's own second head.
+            student: any Detectron2 model.
+            terms: what to add; none: the student's losses alone.
+            adapter: the student's; needed where there are terms.
             autocast_dtype: mixed precision of the training forward. It is here for a CPU, where
                 bfloat16 needs no loss scaling; on a GPU Detectron2's AMPTrainer does it.
         """
         super().__init__()
+        if terms and adapter is None:
+            raise ValueError("a student that is taught needs an adapter, see build_adapter")
         self.student = student
-        self.methods = nn.ModuleList(methods)
-        self.teacher = teacher
+        self.adapter = adapter
+        self.terms = tuple(terms)
+        self.methods = nn.ModuleList(term.method for term in terms)
         self.autocast_dtype = autocast_dtype
+        names = [name for term in terms for name in term.method.loss_names]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two distillation methods write the same loss: {sorted(names)}")
 
     def forward(self, batched_inputs: list[dict[str, Any]]):
         """Detectron2's contract: a dict of losses in training, detections in evaluation."""
@@ -51,37 +84,133 @@ class Distiller(nn.Module):
             return self._losses(batched_inputs)
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        if not self.methods:
+        if not self.terms:
             return self.student(batched_inputs)
-        losses, tensors = self.student.forward_training(batched_inputs)
-        teacher = tensors.teacher
-        if self.teacher is not None:
-            teacher = self.teacher(batched_inputs, tensors.query)
-        metrics = {}
-        for method in self.methods:
-            terms = method(tensors.student, teacher)
-            twice = losses.keys() & terms.keys()
-            if twice:
-                raise ValueError(f"{type(method).__name__} writes losses twice: {sorted(twice)}")
-            losses.update(terms)
-            metrics.update(method.metrics(terms))
-        if has_event_storage():
-            get_event_storage().put_scalars(**metrics, smoothing_hint=True)
+        losses, student = self.adapter.forward_training(batched_inputs)
+        # The trainer's storage counts the iterations, and goes on where a resumed run left off.
+        storage = get_event_storage() if has_event_storage() else None
+        iteration = storage.iter if storage else 0
+        seen: dict[FrozenTeacher, DetectorTensors] = {}
+        for term in self.terms:
+            if term.stopped(iteration):
+                found, metrics = term.method.stopped(self.student.device), {}
+            else:
+                teacher = self._teacher(term, batched_inputs, student, seen)
+                found = term.method(student, teacher)
+                metrics = term.method.metrics(found)
+            _add(losses, found, term, iteration)
+            if storage:
+                storage.put_scalars(**metrics, smoothing_hint=True)
         return losses
 
+    @staticmethod
+    def _teacher(
+        term: Term,
+        batched_inputs: list[dict[str, Any]],
+        student: DetectorTensors,
+        seen: dict[FrozenTeacher, DetectorTensors],
+    ) -> DetectorTensors:
+        if term.teacher is None:
+            return student
+        if term.teacher not in seen:
+            seen[term.teacher] = term.teacher(batched_inputs)
+        return seen[term.teacher]
 
-def build_distiller(cfg, student: nn.Module) -> Distiller:
+    @property
+    def teachers(self) -> list[FrozenTeacher]:
+        """Teachers from outside, each once."""
+        return list(dict.fromkeys(term.teacher for term in self.terms if term.teacher))
+
+
+def _add(losses: dict[str, Tensor], found: dict[str, Tensor], term: Term, iteration: int) -> None:
+    name = type(term.method).__name__
+    if set(found) != set(term.method.loss_names):
+        raise ValueError(
+            f"{name} returned the losses {sorted(found)} and announced "
+            f"{sorted(term.method.loss_names)}"
+        )
+    twice = losses.keys() & found.keys()
+    if twice:
+        raise ValueError(f"{name} writes losses twice: {sorted(twice)}")
+    weight = term.weight(iteration)
+    losses.update({key: weight * loss for key, loss in found.items()})
+
+
+class DistillationState:
+    """
+    What a checkpoint keeps of a distillation beside the student: the methods' adaptation layers and
+    which teacher it was. For the checkpointer: state_dict and load_state_dict.
+    """
+
+    def __init__(self, distiller: Distiller):
+        self._distiller = distiller
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "methods": self._distiller.methods.state_dict(),
+            "teachers": {t.source: t.fingerprint for t in self._distiller.teachers},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where a teacher has other weights than when the run began."""
+        for teacher in self._distiller.teachers:
+            before = state["teachers"].get(teacher.source, teacher.fingerprint)
+            if before != teacher.fingerprint:
+                raise ValueError(
+                    f"--resume: the weights of the teacher {teacher.source} are not those that "
+                    "this run began with"
+                )
+        self._distiller.methods.load_state_dict(state["methods"])
+
+
+def build_distiller(cfg: CfgNode, student: nn.Module) -> Distiller:
     """
     The student with the methods that the config asks for, on MODEL.DEVICE. SOLVER.AMP.ENABLED on a
     CPU means bfloat16; Detectron2's AMPTrainer is for CUDA alone.
+
+    Raises:
+        FileNotFoundError: a teacher's file is missing.
+        ValueError: student, teacher and methods do not fit together.
     """
-    keys = cfg.MODEL.MIMICDET
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     dtype = torch.bfloat16 if cfg.SOLVER.AMP.ENABLED and on_cpu else None
-    methods: list[DistillationMethod] = []
-    teacher = None
-    if keys.MIMIC.ENABLED and cfg.MODEL.META_ARCHITECTURE == "MimicDet":
-        methods = [DISTILLATION_REGISTRY.get("HeadMimic")(cfg)]
-        if keys.SEPARATE_TEACHER.CONFIG_FILE:
-            teacher = build_separate_teacher(cfg)
-    return Distiller(student, methods, teacher, dtype).to(cfg.MODEL.DEVICE)
+    check_distillation_config(cfg)
+    mimics = cfg.MODEL.MIMICDET.MIMIC.ENABLED and cfg.MODEL.META_ARCHITECTURE == "MimicDet"
+    if not (mimics or cfg.DISTILLATION.METHODS):
+        return Distiller(student, autocast_dtype=dtype).to(cfg.MODEL.DEVICE)
+    adapter = build_adapter(student, cfg.INPUT.FORMAT)
+    terms = _mimic_terms(cfg, adapter) if mimics else []
+    if cfg.DISTILLATION.METHODS:
+        terms += _taught_terms(cfg, adapter)
+    return Distiller(student, terms, adapter, dtype).to(cfg.MODEL.DEVICE)
+
+
+def _mimic_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
+    """MODEL.MIMICDET.MIMIC: the T-head in the student, or Table 5's from outside."""
+    keys = cfg.MODEL.MIMICDET
+    teacher = build_separate_teacher(cfg) if keys.SEPARATE_TEACHER.CONFIG_FILE else None
+    teacher_layout = teacher.adapter.layout if teacher else adapter.layout
+    method = DISTILLATION_REGISTRY.get("HeadMimic")(cfg, adapter.layout, teacher_layout)
+    if teacher is not None:
+        check_pair([method], adapter, teacher.adapter, teacher.source)
+    return [Term(method, teacher, keys.MIMIC.LOSS_WEIGHT)]
+
+
+def _taught_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
+    """DISTILLATION: every method of METHODS with the teacher of TEACHER."""
+    node = cfg.DISTILLATION.TEACHER
+    teacher_cfg = load_teacher_config(cfg, node, "DISTILLATION.TEACHER")
+    teacher = build_teacher(
+        cfg, teacher_cfg, config_file=node.CONFIG_FILE, weights=node.WEIGHTS, amp=node.AMP
+    )
+    methods = [
+        DISTILLATION_REGISTRY.get(name)(cfg, adapter.layout, teacher.adapter.layout)
+        for name in cfg.DISTILLATION.METHODS
+    ]
+    check_pair(methods, adapter, teacher.adapter, teacher.source)
+    terms = []
+    for method in methods:
+        settings = settings_of(cfg, type(method))
+        schedule = settings.LOSS_WEIGHT, settings.WARMUP_ITERS, settings.STOP_ITER
+        terms.append(Term(method, teacher, *schedule))
+    return terms

@@ -6,8 +6,8 @@ from detectron2.config import configurable
 from torch import Tensor
 
 from ..losses import mimic_loss
-from ..structures import HeadPredictions
 from .base import DISTILLATION_REGISTRY, DistillationMethod
+from .tensors import DetectorLayout, DetectorTensors
 
 
 @DISTILLATION_REGISTRY.register()
@@ -18,49 +18,52 @@ class HeadMimic(DistillationMethod):
 
     With heads that are not split (Table 3's light and heavy rows) there is one term, over the last
     shared D-d feature.
+
+    It has no node in DISTILLATION: MODEL.MIMICDET.MIMIC switches it on. The teacher is the T-head
+    on the student's own backbone, or the separate one of Table 5.
     """
 
+    needs_student = frozenset({"head_predictions", "box_query"})
+    needs_teacher = frozenset({"box_head_predictions_at"})
+
     @configurable
-    def __init__(self, *, dual_path: bool, loss_weight: float = 1.0, detach_teacher: bool = True):
+    def __init__(self, *, dual_path: bool, detach_teacher: bool = True):
         """
         Args:
             dual_path: two terms (the paper's design) or one.
-            loss_weight: of every term.
             detach_teacher: no gradient reaches the teacher. Not in the paper, which leaves it open.
         """
         super().__init__()
         self.dual_path = dual_path
-        self.loss_weight = loss_weight
         self.detach_teacher = detach_teacher
+        branches = ("cls", "loc") if dual_path else ("shared",)
+        self.loss_names = tuple(f"loss_mimic_{branch}" for branch in branches)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
         keys = cfg.MODEL.MIMICDET
         return {
             "dual_path": keys.STUDENT.DUAL_PATH,
-            "loss_weight": keys.MIMIC.LOSS_WEIGHT,
             "detach_teacher": keys.MIMIC.DETACH_TEACHER,
         }
 
-    def forward(self, student: HeadPredictions, teacher: HeadPredictions) -> dict[str, Tensor]:
-        """The same b boxes in the same order on both sides."""
-        if self.detach_teacher:  # the one place where the teacher is detached
-            detached = {name: value.detach() for name, value in vars(teacher).items()}
-            teacher = replace(teacher, **detached)
-        if self.dual_path:
-            terms = {
-                "loss_mimic_cls": mimic_loss(student.pred_class_logits, teacher.pred_class_logits),
-                "loss_mimic_loc": mimic_loss(student.box_features, teacher.box_features),
-            }
-        else:
-            terms = {"loss_mimic_shared": mimic_loss(student.box_features, teacher.box_features)}
-        return {name: self.loss_weight * term for name, term in terms.items()}
+    def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
+        """Both heads look at the boxes that the student sampled for the T-head."""
+        ours = student.head_predictions
+        theirs = teacher.box_head_predictions_at(student.box_query)
+        if self.detach_teacher:  # the one place where the student's own T-head is detached
+            detached = {name: value.detach() for name, value in vars(theirs).items()}
+            theirs = replace(theirs, **detached)
+        if not self.dual_path:
+            return {"loss_mimic_shared": mimic_loss(ours.box_features, theirs.box_features)}
+        return {
+            "loss_mimic_cls": mimic_loss(ours.pred_class_logits, theirs.pred_class_logits),
+            "loss_mimic_loc": mimic_loss(ours.box_features, theirs.box_features),
+        }
 
     def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:
         """Mean cosine of each branch."""
-        if not self.loss_weight:
-            return {}
         return {
-            name.replace("loss_mimic_", "mimic/cosine_"): 1 - loss.item() / self.loss_weight
+            name.replace("loss_mimic_", "mimic/cosine_"): 1 - loss.item()
             for name, loss in losses.items()
         }

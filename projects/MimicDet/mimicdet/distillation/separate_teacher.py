@@ -1,60 +1,24 @@
-"""A trained two-stage teacher with a backbone of its own (Table 5)."""
+"""A trained two-stage teacher with a backbone of its own, for the mimic loss (Table 5)."""
 
-import os
-from typing import Any
+from detectron2.config import CfgNode
 
-import torch
-from detectron2.modeling import build_model
-from torch import nn
-
-from ..checkpoint import load_weights
-from ..config import load_config
-from ..structures import BoxQuery, HeadPredictions
+from .teacher import FrozenTeacher, build_teacher, load_teacher_config
 
 
-class SeparateTeacher:
-    """
-    A frozen detector that answers about boxes which the student found.
-
-    It is no nn.Module: it stays out of the student's state_dict, optimizer and DDP buckets, and
-    training cannot switch it out of eval mode.
-    """
-
-    def __init__(self, model: nn.Module):
-        """model: has teach(batched_inputs, query) -> HeadPredictions."""
-        self.model = model.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def __call__(self, batched_inputs: list[dict[str, Any]], query: BoxQuery) -> HeadPredictions:
-        """The teacher's features of the boxes, in the order of the query."""
-        return self.model.teach(batched_inputs, query)
-
-
-def build_separate_teacher(cfg) -> SeparateTeacher:
+def build_separate_teacher(cfg: CfgNode) -> FrozenTeacher:
     """
     The teacher of MODEL.MIMICDET.SEPARATE_TEACHER. Raises FileNotFoundError for a missing file and
     ValueError where it does not fit the student: classes, feature width, branches, levels.
     """
     node = cfg.MODEL.MIMICDET.SEPARATE_TEACHER
-    for key in ("CONFIG_FILE", "WEIGHTS"):
-        path = node[key]
-        if "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"MODEL.MIMICDET.SEPARATE_TEACHER.{key}: there is no file {path!r}. Train the "
-                "teacher first, or name its files."
-            )
-    teacher_cfg = load_config(node.CONFIG_FILE)
-    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
-    if teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
-        teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    _check_fit(cfg, teacher_cfg, node.CONFIG_FILE)
+    teacher_cfg = load_teacher_config(cfg, node, "MODEL.MIMICDET.SEPARATE_TEACHER")
+    check_fit(cfg, teacher_cfg, node.CONFIG_FILE)
     teacher_cfg.MODEL.MIMICDET.EVAL_HEAD = "teacher"
-    model = build_model(teacher_cfg)
-    load_weights(model, node.WEIGHTS, strict=True)
-    return SeparateTeacher(model)
+    return build_teacher(cfg, teacher_cfg, config_file=node.CONFIG_FILE, weights=node.WEIGHTS)
 
 
-def _check_fit(cfg, teacher_cfg, path: str) -> None:
+def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
+    """Raise ValueError with every key of the two configs that keeps the heads apart."""
     student, teacher = cfg.MODEL, teacher_cfg.MODEL
     pairs = {
         "MODEL.META_ARCHITECTURE": (student.META_ARCHITECTURE, teacher.META_ARCHITECTURE),

@@ -28,7 +28,7 @@ from detectron2.utils import comm
 from ..checkpoint import MimicCheckpointer
 from ..data import MimicDatasetMapper
 from ..data.kitti_evaluation import KittiEvaluator
-from ..distillation import build_distiller
+from ..distillation import DistillationState, build_distiller
 from .hooks import BestCheckpointer
 from .tta import MimicDetWithTTA
 
@@ -62,7 +62,8 @@ class MimicTrainer(DefaultTrainer):
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED and on_gpu else SimpleTrainer
         self._trainer = trainer_class(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        extra = {"distillation": distiller.methods} if list(distiller.methods.parameters()) else {}
+        has_state = distiller.teachers or list(distiller.methods.parameters())
+        extra = {"distillation": DistillationState(distiller)} if has_state else {}
         self.checkpointer = MimicCheckpointer(
             student, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **extra
         )

@@ -1,6 +1,7 @@
-"""The seam and the mimic loss (distillation/): gradients, logs, separate teachers."""
+"""The mimic loss on the seam: gradients, logs, separate teachers (Table 5)."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ import yaml
 from detectron2.utils.events import EventStorage
 
 from mimicdet import DISTILLATION_REGISTRY, DistillationMethod, Distiller, build_distiller
-from mimicdet.distillation import HeadMimic, SeparateTeacher, build_separate_teacher
+from mimicdet.distillation import (
+    FrozenTeacher,
+    HeadMimic,
+    Term,
+    build_adapter,
+    build_separate_teacher,
+)
+from mimicdet.distillation.pairing import check_pair
 from mimicdet.structures import HeadPredictions
 from tests.helpers import (
     LOSS_KEYS,
@@ -37,6 +45,24 @@ def head_predictions(seed, boxes=6):
     return HeadPredictions(*(torch.randn(s, generator=generator).requires_grad_() for s in shapes))
 
 
+def losses_of(method, student, teacher):
+    """The method on records of head predictions, as an adapter would offer them."""
+    query = object()
+
+    def answer(asked):
+        assert asked is query
+        return teacher
+
+    return method(
+        SimpleNamespace(head_predictions=student, box_query=query),
+        SimpleNamespace(box_head_predictions_at=answer),
+    )
+
+
+def distiller_with(model, *terms):
+    return Distiller(model, terms, build_adapter(model, "BGR")).train()
+
+
 def plain_cosine_loss(student, teacher):
     total = 0.0
     for s, t in zip(student.tolist(), teacher.tolist()):
@@ -48,21 +74,20 @@ def plain_cosine_loss(student, teacher):
 # ---------------------------------------------------------------- HeadMimic
 
 
-@pytest.mark.parametrize("weight", [1.0, 2.5])
-def test_the_two_terms_are_logits_and_regression_features(weight):
+def test_the_two_terms_are_logits_and_regression_features():
     """Eq. 1: F_c are the (K + 1)-d logits, F_r the features that the deltas come from."""
     student, teacher = head_predictions(1), head_predictions(2)
-    losses = HeadMimic(dual_path=True, loss_weight=weight)(student, teacher)
+    losses = losses_of(HeadMimic(dual_path=True), student, teacher)
     assert set(losses) == MIMIC_KEYS
     cls = plain_cosine_loss(student.pred_class_logits, teacher.pred_class_logits)
     loc = plain_cosine_loss(student.box_features, teacher.box_features)
-    assert losses["loss_mimic_cls"].item() == pytest.approx(weight * cls, rel=1e-5)
-    assert losses["loss_mimic_loc"].item() == pytest.approx(weight * loc, rel=1e-5)
+    assert losses["loss_mimic_cls"].item() == pytest.approx(cls, rel=1e-5)
+    assert losses["loss_mimic_loc"].item() == pytest.approx(loc, rel=1e-5)
 
 
 def test_heads_that_are_not_split_have_one_term():
     student, teacher = head_predictions(1), head_predictions(2)
-    losses = HeadMimic(dual_path=False)(student, teacher)
+    losses = losses_of(HeadMimic(dual_path=False), student, teacher)
     assert list(losses) == ["loss_mimic_shared"]
     expected = plain_cosine_loss(student.box_features, teacher.box_features)
     assert losses["loss_mimic_shared"].item() == pytest.approx(expected, rel=1e-5)
@@ -71,7 +96,7 @@ def test_heads_that_are_not_split_have_one_term():
 @pytest.mark.parametrize("detach", [True, False])
 def test_detach_teacher(detach):
     student, teacher = head_predictions(1), head_predictions(2)
-    losses = HeadMimic(dual_path=True, detach_teacher=detach)(student, teacher)
+    losses = losses_of(HeadMimic(dual_path=True, detach_teacher=detach), student, teacher)
     sum(losses.values()).backward()
     for value in (teacher.pred_class_logits, teacher.box_features):
         assert (value.grad is None) == detach
@@ -81,18 +106,16 @@ def test_detach_teacher(detach):
 
 def test_metrics_are_the_cosines():
     student, teacher = head_predictions(1), head_predictions(2)
-    method = HeadMimic(dual_path=True, loss_weight=4.0)
-    metrics = method.metrics(method(student, teacher))
+    method = HeadMimic(dual_path=True)
+    metrics = method.metrics(losses_of(method, student, teacher))
     cosine = 1 - plain_cosine_loss(student.box_features, teacher.box_features)
     assert metrics["mimic/cosine_loc"] == pytest.approx(cosine, rel=1e-4)
     assert set(metrics) == {"mimic/cosine_cls", "mimic/cosine_loc"}
-    silent = HeadMimic(dual_path=True, loss_weight=0.0)
-    assert silent.metrics(silent(student, teacher)) == {}
 
 
 def test_no_boxes_are_a_zero_in_the_graph():
     student, teacher = head_predictions(1, boxes=0), head_predictions(2, boxes=0)
-    losses = HeadMimic(dual_path=True)(student, teacher)
+    losses = losses_of(HeadMimic(dual_path=True), student, teacher)
     sum(losses.values()).backward()
     assert [x.item() for x in losses.values()] == [0, 0]
     assert student.box_features.grad is not None
@@ -136,9 +159,8 @@ def test_the_mimic_loss_changes_no_other_loss():
     distiller = distiller_of()
     torch.manual_seed(0)  # the same boxes are drawn
     with_mimic = distiller(INPUTS)
-    distiller.methods = torch.nn.ModuleList()
     torch.manual_seed(0)
-    plain = distiller(INPUTS)
+    plain = Distiller(distiller.student).train()(INPUTS)
     assert set(plain) == LOSS_KEYS and set(with_mimic) == LOSS_KEYS | MIMIC_KEYS
     for key, value in plain.items():
         torch.testing.assert_close(with_mimic[key], value)
@@ -148,10 +170,17 @@ def test_loss_weight_and_heads_without_two_paths():
     opts = (f"{M}TEACHER.HEAD", "heavy", f"{M}STUDENT.DUAL_PATH", False)
     losses = distiller_of(*opts)(INPUTS)
     assert set(losses) == LOSS_KEYS | {"loss_mimic_shared"}
-    method = build_distiller(
-        small_cfg(f"{M}MIMIC.LOSS_WEIGHT", 3.0), small_model(f"{M}MIMIC.LOSS_WEIGHT", 3.0)
-    ).methods[0]
-    assert method.loss_weight == 3.0 and method.detach_teacher is True
+
+
+def test_the_loss_weight():
+    plain, heavy = distiller_of(), distiller_of(f"{M}MIMIC.LOSS_WEIGHT", 3.0)
+    assert plain.terms[0].method.detach_teacher is True
+    torch.manual_seed(0)
+    once = plain(INPUTS)
+    torch.manual_seed(0)
+    thrice = heavy(INPUTS)
+    for key in MIMIC_KEYS:
+        torch.testing.assert_close(thrice[key], 3 * once[key])
 
 
 class Doubling(DistillationMethod):
@@ -159,17 +188,19 @@ class Doubling(DistillationMethod):
 
     def __init__(self, key):
         super().__init__()
-        self.key = key
+        self.loss_names = (key,)
         self.scale = torch.nn.Parameter(torch.tensor(2.0))
 
     def forward(self, student, teacher):
-        difference = student.pred_box_deltas - teacher.pred_box_deltas.detach()
-        return {self.key: self.scale * difference.abs().mean()}
+        theirs = teacher.box_head_predictions_at(student.box_query).pred_box_deltas.detach()
+        difference = student.head_predictions.pred_box_deltas - theirs
+        return {self.loss_names[0]: self.scale * difference.abs().mean()}
 
 
 def test_any_method_fits_the_seam():
-    distiller = Distiller(small_model(), [Doubling("loss_other"), HeadMimic(dual_path=True)])
-    losses = distiller.train()(INPUTS)
+    terms = Term(Doubling("loss_other")), Term(HeadMimic(dual_path=True))
+    distiller = distiller_with(small_model(), *terms)
+    losses = distiller(INPUTS)
     assert set(losses) == LOSS_KEYS | MIMIC_KEYS | {"loss_other"}
     losses["loss_other"].backward()
     assert distiller.methods[0].scale.grad != 0
@@ -180,9 +211,11 @@ def test_any_method_fits_the_seam():
 
 
 def test_a_loss_that_is_there_already_is_an_error():
-    distiller = Distiller(small_model(), [Doubling("loss_student_cls")])
+    distiller = distiller_with(small_model(), Term(Doubling("loss_student_cls")))
     with pytest.raises(ValueError, match="Doubling.*loss_student_cls"):
-        distiller.train()(INPUTS)
+        distiller(INPUTS)
+    with pytest.raises(ValueError, match="same loss.*loss_other"):
+        distiller_with(small_model(), *[Term(Doubling("loss_other"))] * 2)
 
 
 def test_a_method_without_forward_says_so():
@@ -229,7 +262,7 @@ def separate_opts(folder):
 def test_separate_teacher_stays_as_it_was(teacher_files):
     folder, reference = teacher_files
     distiller = distiller_of(*separate_opts(folder))
-    teacher = distiller.teacher.model
+    teacher = distiller.teachers[0].model
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     assert before.keys() == reference.state_dict().keys()
     for key, value in reference.state_dict().items():
@@ -255,10 +288,10 @@ def test_separate_teacher_stays_as_it_was(teacher_files):
 def test_separate_teacher_is_no_part_of_the_student(teacher_files):
     folder, _ = teacher_files
     distiller = distiller_of(*separate_opts(folder))
-    ids = {id(p) for p in distiller.teacher.model.parameters()}
+    ids = {id(p) for p in distiller.teachers[0].model.parameters()}
     assert ids and not ids & {id(p) for p in distiller.parameters()}
     assert not [k for k in distiller.state_dict() if "roi_heads" in k or k.startswith("teacher")]
-    assert not any(m is distiller.teacher.model for m in distiller.modules())
+    assert not any(m is distiller.teachers[0].model for m in distiller.modules())
 
 
 def test_separate_teacher_answers_about_the_students_boxes(teacher_files):
@@ -267,8 +300,8 @@ def test_separate_teacher_answers_about_the_students_boxes(teacher_files):
     torch.manual_seed(0)
     _, tensors = distiller.student.forward_training(INPUTS)
     assert tensors.teacher is None
-    answer = distiller.teacher(INPUTS, tensors.query)
-    assert not answer.box_features.requires_grad
+    answer = distiller.teachers[0](INPUTS).box_head_predictions_at(tensors.query)
+    assert not answer.box_features.requires_grad and not answer.box_features.is_inference()
     # By hand: the reference's features of every level, P2 among them, at the queried boxes.
     with torch.no_grad():
         images = reference.eval().preprocess_image(INPUTS)
@@ -281,13 +314,15 @@ def test_separate_teacher_answers_about_the_students_boxes(teacher_files):
 
 def test_a_teacher_of_a_mimicdet_can_teach_too():
     """Any model with a T-head is a teacher; what it was trained as does not matter."""
-    teacher = SeparateTeacher(small_model(f"{M}EVAL_HEAD", "teacher", seed=3))
-    opts = (*TEACHER_OFF, f"{M}MIMIC.ENABLED", False)
-    distiller = Distiller(small_model(*opts), [HeadMimic(dual_path=True)], teacher).train()
-    losses = distiller(INPUTS)
+    adapter = build_adapter(small_model(f"{M}EVAL_HEAD", "teacher", seed=3), "BGR")
+    student = small_model(*TEACHER_OFF, f"{M}MIMIC.ENABLED", False)
+    method = HeadMimic(dual_path=True)
+    losses = distiller_with(student, Term(method, FrozenTeacher(adapter)))(INPUTS)
     assert losses.keys() >= MIMIC_KEYS
-    with pytest.raises(ValueError, match="TEACHER.ENABLED"):
-        SeparateTeacher(small_model(*opts))(INPUTS, None)
+    student_adapter = build_adapter(student, "BGR")
+    check_pair([method], student_adapter, adapter)
+    with pytest.raises(ValueError, match="HeadMimic needs box_head_predictions_at.*teacher"):
+        check_pair([method], student_adapter, student_adapter)
 
 
 @pytest.mark.parametrize("missing", ["teacher.yaml", "teacher.pth"])
@@ -325,7 +360,7 @@ def test_a_teacher_that_does_not_fit_is_named(teacher_files, key, value, words):
 def test_the_zoos_pair_of_configs_fits():
     """Table 5's two commands: the teacher's yaml and the student's, but for the weights."""
     from mimicdet.config import load_config
-    from mimicdet.distillation.separate_teacher import _check_fit
+    from mimicdet.distillation.separate_teacher import check_fit
 
     folder = REPOSITORY / "configs" / "Ablations"
     students = [p for p in folder.glob("table5_*") if "SEPARATE_TEACHER" in p.read_text()]
@@ -333,4 +368,4 @@ def test_the_zoos_pair_of_configs_fits():
     for path in students:
         cfg = load_config(str(path))
         teacher = cfg.MODEL.MIMICDET.SEPARATE_TEACHER.CONFIG_FILE
-        _check_fit(cfg, load_config(str(REPOSITORY / teacher)), teacher)
+        check_fit(cfg, load_config(str(REPOSITORY / teacher)), teacher)

@@ -1,0 +1,206 @@
+"""Detectors on Detectron2's DenseDetector: a backbone, and one head on all of its levels."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ..tensors import (
+    SIGMOID,
+    DetectorLayout,
+    DetectorTensors,
+    Locations,
+    Positives,
+    gather_at,
+)
+from .base import ADAPTER_REGISTRY, DetectorAdapter, cell_anchors
+
+
+class DenseTeacherTensors(DetectorTensors):
+    """A dense detector's features, and its predictions where they are asked for."""
+
+    def __init__(self, adapter: "DenseDetectorAdapter", features: list[Tensor]):
+        self._adapter = adapter
+        self._features = features
+
+    @property
+    def features(self) -> list[Tensor]:
+        return self._features
+
+    @cached_property
+    def predictions(self) -> list[list[Tensor]]:
+        """The head's outputs, class logits and box deltas first: L x (N, A * dims, Hl, Wl) each."""
+        return self._adapter.model.head(self._features)
+
+    @property
+    def prediction_maps(self) -> list[Tensor]:
+        return self.predictions[0]
+
+    @cached_property
+    def anchor_boxes(self) -> list[Boxes]:
+        return self._adapter.model.anchor_generator(self._features)
+
+    @property
+    def anchors(self) -> list[Tensor]:
+        return [x.tensor for x in self.anchor_boxes]
+
+    def class_logits_at(self, locations: Locations) -> Tensor:
+        return gather_at(self.prediction_maps, self._adapter.model.num_classes, locations)
+
+    def pred_boxes_at(self, locations: Locations) -> Tensor:
+        return self._adapter.decode_boxes(
+            gather_at(self.predictions[1], self._adapter.box_dims, locations),
+            torch.cat(self.anchors)[locations.anchors],
+        )
+
+
+class DenseStudentTensors(DenseTeacherTensors):
+    """The same of a student, whose head has run and whose anchors are labelled already."""
+
+    def __init__(
+        self,
+        adapter: "DenseDetectorAdapter",
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        anchor_boxes: list[Boxes],
+        labels: tuple[list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
+    ):
+        super().__init__(adapter, features)
+        self.predictions = predictions
+        self.anchor_boxes = anchor_boxes
+        self._labels = labels
+        self._gt_instances = gt_instances
+
+    @property
+    def gt_boxes(self) -> list[Tensor]:
+        return [x.gt_boxes.tensor for x in self._gt_instances]
+
+    @cached_property
+    def positives(self) -> Positives:
+        return find_positives(*self._labels, self._gt_instances, self._adapter.model.num_classes)
+
+
+class DenseDetectorAdapter(DetectorAdapter):
+    """
+    For a detector that keeps to RetinaNet's interface: num_classes, anchor_generator,
+    box2box_transform, label_anchors(anchors, gt_instances) -> (labels, boxes), and losses(anchors,
+    pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, further predictions...).
+
+    A detector's own adapter sets what differs: dims of the head's further outputs, box_dims with
+    decode_boxes, map_scores.
+    """
+
+    box_dims = 4  # numbers of the head's box output an anchor
+    further_dims: tuple[int, ...] = ()  # numbers an anchor of the outputs after classes and boxes
+    map_scores = SIGMOID
+
+    teacher_offers = frozenset(
+        {"features", "prediction_maps", "anchors", "class_logits_at", "pred_boxes_at"}
+    )
+    student_offers = teacher_offers | {"gt_boxes", "positives"}
+
+    def __init__(self, model: DenseDetector, input_format: str):
+        super().__init__(model, input_format)
+        shapes = [model.backbone.output_shape()[f] for f in model.head_in_features]
+        self.layout = DetectorLayout(
+            name=type(model).__name__,
+            num_classes=model.num_classes,
+            strides=tuple(s.stride for s in shapes),
+            channels=tuple(s.channels for s in shapes),
+            size_divisibility=model.backbone.size_divisibility,
+            cell_anchors=cell_anchors(model.anchor_generator),
+            anchor_offset=model.anchor_generator.offset,
+            input_format=input_format,
+            map_scores=self.map_scores,
+            class_scores=self.map_scores,
+        )
+
+    def decode_boxes(self, box_outputs: Tensor, anchors: Tensor) -> Tensor:
+        """(P, box_dims) outputs and (P, 4) anchors to (P, 4) boxes, with gradients."""
+        return self.model.box2box_transform.apply_deltas(box_outputs, anchors)
+
+    def forward_training(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], DenseStudentTensors]:
+        """DenseDetector.forward and its subclass's forward_training, which keep nothing."""
+        model = self.model
+        features = self._features(batched_inputs)
+        gt_instances = [x["instances"].to(model.device) for x in batched_inputs]
+        predictions = model.head(features)
+        anchors = model.anchor_generator(features)
+        labels = model.label_anchors(anchors, gt_instances)
+        losses = self.losses(anchors, predictions, labels)
+        return losses, DenseStudentTensors(
+            self, features, predictions, anchors, labels, gt_instances
+        )
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        predictions: list[list[Tensor]],
+        labels: tuple[list[Tensor], list[Tensor]],
+    ) -> dict[str, Tensor]:
+        """The model's own losses from the head's outputs and the anchors' (labels, boxes)."""
+        dims = [self.model.num_classes, self.box_dims, *self.further_dims]
+        logits, deltas, *further = self.model._transpose_dense_predictions(predictions, dims)
+        gt_labels, gt_boxes = labels
+        return self.model.losses(anchors, logits, gt_labels, deltas, gt_boxes, *further)
+
+    def forward_teacher(self, batched_inputs: list[dict[str, Any]]) -> DenseTeacherTensors:
+        return DenseTeacherTensors(self, self._features(batched_inputs))
+
+    def _features(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+        features = self.model.backbone(self.model.preprocess_image(batched_inputs).tensor)
+        return [features[f] for f in self.model.head_in_features]
+
+
+@ADAPTER_REGISTRY.register()
+class RetinaNetAdapter(DenseDetectorAdapter):
+    """RetinaNet: class logits and deltas of A anchors a position."""
+
+
+@ADAPTER_REGISTRY.register()
+class FCOSAdapter(DenseDetectorAdapter):
+    """FCOS: one point a position, with a centerness. Its class scores are taken without it."""
+
+    further_dims = (1,)
+
+
+@torch.no_grad()
+def find_positives(
+    gt_labels: list[Tensor],
+    matched_boxes: list[Tensor],
+    gt_instances: list[Instances],
+    num_classes: int,
+) -> Positives:
+    """
+    The positives of each object, from what label_anchors gives: it names the matched box and
+    class, not the object. Two objects of one box and class count as the first of them.
+
+    Args:
+        gt_labels: N x (R,) int64, the class; num_classes: background, -1: ignored.
+        matched_boxes: N x (R, 4), copied from the objects' boxes.
+    """
+    images, anchors, objects, first_object = [], [], [], 0
+    for n, (labels, boxes, gt) in enumerate(zip(gt_labels, matched_boxes, gt_instances)):
+        found = torch.nonzero((labels >= 0) & (labels < num_classes)).squeeze(1)
+        same_box = (boxes[found, None] == gt.gt_boxes.tensor[None]).all(dim=2)
+        same = same_box & (labels[found, None] == gt.gt_classes[None])
+        # Without an object nothing is found, and there is no first of none.
+        objects.append(first_object + same.byte().argmax(dim=1) if len(gt) else found)
+        images.append(torch.full_like(found, n))
+        anchors.append(found)
+        first_object += len(gt)
+    index = torch.cat(objects)
+    return Positives(
+        images=torch.cat(images),
+        anchors=torch.cat(anchors),
+        objects=index,
+        gt_boxes=torch.cat([x.gt_boxes.tensor for x in gt_instances])[index],
+        gt_classes=torch.cat([x.gt_classes for x in gt_instances])[index],
+        num_objects=first_object,
+    )

@@ -1,0 +1,218 @@
+"""
+MimicDet as student and as teacher.
+
+It has no class scores for whole maps: the S-head classifies proposals, the refinement module sees
+every position and knows one class, object or not. Not in the papers, chosen so that the cost stays
+bounded whatever the size of the map:
+
+- prediction_maps are the refinement module's objectness;
+- positives are the refinement module's own assignment, one anchor a position;
+- class_logits_at and pred_boxes_at run the S-head at the anchors that are asked about, a few dozen
+  an image, beside the proposals; their boxes start from the adjusted anchor box of the detector
+  that is asked.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...meta_arch import MimicDet
+from ...postprocess import clip_boxes
+from ...structures import (
+    AnchorLabels,
+    BoxQuery,
+    HeadPredictions,
+    RefinementPredictions,
+    TrainingTensors,
+)
+from ..tensors import (
+    OBJECTNESS,
+    SOFTMAX,
+    DetectorLayout,
+    DetectorTensors,
+    Locations,
+    Positives,
+)
+from .base import ADAPTER_REGISTRY, DetectorAdapter, cell_anchors
+
+
+class MimicDetTensors(DetectorTensors):
+    """What both roles have in common; a subclass says where the refinement's outputs are from."""
+
+    refined: RefinementPredictions
+
+    def __init__(self, model: MimicDet, features: list[Tensor], image_sizes: list[tuple[int, int]]):
+        self._model = model
+        self._features = features
+        self._image_sizes = image_sizes
+        self._last: tuple[Locations, HeadPredictions] | None = None
+
+    @property
+    def features(self) -> list[Tensor]:
+        return self._features
+
+    @property
+    def prediction_maps(self) -> list[Tensor]:
+        sizes = [x.shape[-2:] for x in self._features]
+        logits = self.refined.pred_objectness_logits.split([h * w for h, w in sizes], dim=1)
+        return [x.unflatten(1, (1, *size)) for x, size in zip(logits, sizes)]
+
+    @property
+    def anchors(self) -> list[Tensor]:
+        return list(self.refined.anchors.split([x.shape[-2:].numel() for x in self._features]))
+
+    def class_logits_at(self, locations: Locations) -> Tensor:
+        return self._s_head_at(locations).pred_class_logits
+
+    def pred_boxes_at(self, locations: Locations) -> Tensor:
+        deltas = self._s_head_at(locations).pred_box_deltas
+        adjusted = self._adjusted_boxes(locations)
+        return self._model.student_head.settings.box2box_transform.apply_deltas(deltas, adjusted)
+
+    def _s_head_at(self, locations: Locations) -> HeadPredictions:
+        """One call of the S-head for the logits and the boxes of the same anchors."""
+        if self._last is None or self._last[0] is not locations:
+            positions = [
+                locations.anchors[locations.images == n] for n in range(len(self._image_sizes))
+            ]
+            found = self._model.student_head(self._features, self.refined.delta_maps, positions)
+            self._last = locations, found
+        return self._last[1]
+
+    @torch.no_grad()
+    def _adjusted_boxes(self, locations: Locations) -> Tensor:
+        """What the S-head's deltas are relative to, as RefinementModule.propose gives it."""
+        module = self._model.proposal_generator
+        deltas = self.refined.pred_anchor_deltas[locations.images, locations.anchors].float()
+        boxes = module.box2box_transform.apply_deltas(
+            deltas, self.refined.anchors[locations.anchors]
+        )
+        parts = [
+            clip_boxes(boxes[locations.images == n], size)
+            for n, size in enumerate(self._image_sizes)
+        ]
+        return torch.cat(parts)
+
+
+class MimicDetStudentTensors(MimicDetTensors):
+    """
+    The records of MimicDet.forward_training. It can also stand in the teacher's place, for its own
+    T-head's view of the boxes of box_query (3.4).
+    """
+
+    def __init__(self, model: MimicDet, step: TrainingTensors):
+        super().__init__(model, step.features, step.image_sizes)
+        self.refined = step.refined
+        self._step = step
+
+    @property
+    def gt_boxes(self) -> list[Tensor]:
+        return [x.gt_boxes.tensor for x in self._step.gt_instances]
+
+    @cached_property
+    def positives(self) -> Positives:
+        counts = [len(x) for x in self._step.gt_instances]
+        return _positives(
+            self._step.anchor_labels,
+            torch.cat(self.gt_boxes),
+            torch.cat([x.gt_classes for x in self._step.gt_instances]),
+            counts,
+        )
+
+    @property
+    def box_query(self) -> BoxQuery:
+        return self._step.query
+
+    @property
+    def head_predictions(self) -> HeadPredictions:
+        if self._step.student is None:
+            raise self._lacks("head_predictions")
+        return self._step.student
+
+    def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
+        if self._step.teacher is None or query is not self._step.query:
+            raise self._lacks("box_head_predictions_at for boxes that it did not sample itself")
+        return self._step.teacher
+
+
+class MimicDetTeacherTensors(MimicDetTensors):
+    """A frozen MimicDet: pyramid at once, refinement module and heads where they are asked for."""
+
+    def __init__(
+        self, model: MimicDet, maps: dict[str, Tensor], image_sizes: list[tuple[int, int]]
+    ):
+        super().__init__(
+            model, [maps[f] for f in model.proposal_generator.in_features], image_sizes
+        )
+        self._maps = maps
+
+    @cached_property
+    def refined(self) -> RefinementPredictions:
+        return self._model.proposal_generator.predict(self._features)
+
+    def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
+        return self._model.roi_heads.predict(self._maps, query.boxes, query.levels)
+
+
+@ADAPTER_REGISTRY.register()
+class MimicDetAdapter(DetectorAdapter):
+    """MimicDet; what it offers depends on the heads that it has."""
+
+    def __init__(self, model: MimicDet, input_format: str):
+        super().__init__(model, input_format)
+        module = model.proposal_generator
+        shapes = [model.backbone.output_shape()[f] for f in module.in_features]
+        self.layout = DetectorLayout(
+            name=type(model).__name__,
+            num_classes=model.num_classes,
+            strides=tuple(s.stride for s in shapes),
+            channels=tuple(s.channels for s in shapes),
+            size_divisibility=model.backbone.size_divisibility,
+            cell_anchors=cell_anchors(module.anchor_generator),
+            anchor_offset=module.anchor_generator.offset,
+            input_format=input_format,
+            map_scores=OBJECTNESS,
+            class_scores=SOFTMAX if model.student_head is not None else "",
+        )
+        dense = {"features", "prediction_maps", "anchors"}
+        if model.student_head is not None:
+            dense |= {"class_logits_at", "pred_boxes_at"}
+        # In evaluation the levels of the T-head are there only where it is the head that is run.
+        has_t_head = model.roi_heads is not None
+        t_head = {"box_head_predictions_at"} if has_t_head and model.eval_head == "teacher" else ()
+        self.teacher_offers = frozenset(dense.union(t_head))
+        s_head = {"head_predictions"} if model.student_head is not None else set()
+        own = {"box_head_predictions_at"} if has_t_head else set()
+        self.student_offers = frozenset(
+            dense | s_head | own | {"gt_boxes", "positives", "box_query"}
+        )
+
+    def forward_training(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], MimicDetStudentTensors]:
+        losses, step = self.model.forward_training(batched_inputs)
+        return losses, MimicDetStudentTensors(self.model, step)
+
+    def forward_teacher(self, batched_inputs: list[dict[str, Any]]) -> MimicDetTeacherTensors:
+        images = self.model.preprocess_image(batched_inputs)
+        maps = self.model.backbone(images.tensor)
+        return MimicDetTeacherTensors(self.model, maps, images.image_sizes)
+
+
+def _positives(
+    labels: AnchorLabels, gt_boxes: Tensor, gt_classes: Tensor, counts: list[int]
+) -> Positives:
+    """counts: objects of each image; gt_boxes (M, 4) and gt_classes (M,) image after image."""
+    images, anchors = torch.nonzero(labels.labels == 1, as_tuple=True)
+    first = torch.as_tensor([0, *counts[:-1]], device=images.device).cumsum(0)
+    objects = first[images] + labels.matched_idxs[images, anchors]
+    return Positives(
+        images=images,
+        anchors=anchors,
+        objects=objects,
+        gt_boxes=gt_boxes[objects],
+        gt_classes=gt_classes[objects],
+        num_objects=sum(counts),
+    )

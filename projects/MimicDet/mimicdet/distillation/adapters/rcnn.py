@@ -1,0 +1,80 @@
+"""Detectron2's two-stage detectors: the features and anchors of their RPN."""
+
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..tensors import DetectorLayout, DetectorTensors
+from .base import ADAPTER_REGISTRY, DetectorAdapter, cell_anchors
+
+
+class RCNNTensors(DetectorTensors):
+    """Features and anchors of an R-CNN; gt_boxes of a student alone."""
+
+    def __init__(
+        self, model: nn.Module, features: dict[str, Tensor], gt_boxes: list[Tensor] | None = None
+    ):
+        self._model = model
+        self._features = [features[f] for f in model.proposal_generator.in_features]
+        self._gt_boxes = gt_boxes
+
+    @property
+    def features(self) -> list[Tensor]:
+        return self._features
+
+    @cached_property
+    def anchors(self) -> list[Tensor]:
+        generator = self._model.proposal_generator.anchor_generator
+        return [x.tensor for x in generator(self._features)]
+
+    @property
+    def gt_boxes(self) -> list[Tensor]:
+        if self._gt_boxes is None:
+            raise self._lacks("gt_boxes")
+        return self._gt_boxes
+
+
+@ADAPTER_REGISTRY.register()
+class GeneralizedRCNNAdapter(DetectorAdapter):
+    """
+    Faster R-CNN and its kin, with an RPN: the levels of MODEL.RPN.IN_FEATURES and its anchors. Its
+    RPN draws its positives at random and its head scores proposals, so neither is offered.
+    """
+
+    teacher_offers = frozenset({"features", "anchors"})
+    student_offers = teacher_offers | {"gt_boxes"}
+
+    def __init__(self, model: nn.Module, input_format: str):
+        super().__init__(model, input_format)
+        rpn = model.proposal_generator
+        if rpn is None or not hasattr(rpn, "anchor_generator"):
+            raise ValueError(f"{type(model).__name__} without an RPN has no anchors to distil by")
+        shapes = [model.backbone.output_shape()[f] for f in rpn.in_features]
+        self.layout = DetectorLayout(
+            name=type(model).__name__,
+            num_classes=model.roi_heads.num_classes,
+            strides=tuple(s.stride for s in shapes),
+            channels=tuple(s.channels for s in shapes),
+            size_divisibility=model.backbone.size_divisibility,
+            cell_anchors=cell_anchors(rpn.anchor_generator),
+            anchor_offset=rpn.anchor_generator.offset,
+            input_format=input_format,
+        )
+
+    def forward_training(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], RCNNTensors]:
+        kept: list[dict[str, Tensor]] = []
+        hook = self.model.backbone.register_forward_hook(lambda *call: kept.append(call[-1]))
+        try:
+            losses = self.model(batched_inputs)
+        finally:
+            hook.remove()
+        device = self.model.device
+        gt_boxes = [x["instances"].gt_boxes.tensor.to(device) for x in batched_inputs]
+        return losses, RCNNTensors(self.model, kept[0], gt_boxes)
+
+    def forward_teacher(self, batched_inputs: list[dict[str, Any]]) -> RCNNTensors:
+        images = self.model.preprocess_image(batched_inputs)
+        return RCNNTensors(self.model, self.model.backbone(images.tensor))

@@ -1,0 +1,170 @@
+"""A trained detector that teaches from outside the student: frozen, and part of nothing."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from ..checkpoint import load_weights
+from ..config import load_config
+from ..data.datasets import set_num_classes
+from ..structures import BoxQuery, HeadPredictions
+from .adapters import DetectorAdapter, build_adapter
+from .tensors import DetectorTensors, Locations
+
+Value = TypeVar("Value")
+
+
+class FrozenTeacher:
+    """
+    A detector in eval mode, without gradients, that looks at the student's batch.
+
+    It is no nn.Module: it stays out of the student's state_dict, optimizer and DDP buckets, and
+    training cannot switch it out of eval mode.
+    """
+
+    def __init__(
+        self,
+        adapter: DetectorAdapter,
+        *,
+        source: str = "",
+        amp: bool = False,
+        student_format: str | None = None,
+    ):
+        """
+        Args:
+            source: where it comes from, for error messages and the checkpoint.
+            amp: forward in float16 (GPU) or bfloat16 (CPU).
+            student_format: INPUT.FORMAT of the batches; their channels are turned round where the
+                teacher was trained on the other order. None: as the teacher's.
+        """
+        self.adapter = adapter
+        self.source = source
+        self.amp = amp
+        self.model.eval().requires_grad_(False)
+        formats = {adapter.input_format, student_format or adapter.input_format}
+        if len(formats) > 1 and formats != {"BGR", "RGB"}:
+            raise ValueError(
+                f"INPUT.FORMAT is {student_format!r} of the student and {adapter.input_format!r} "
+                f"of the teacher {source}: only BGR and RGB can be turned into each other"
+            )
+        self.turns_channels = len(formats) > 1
+
+    @property
+    def model(self) -> nn.Module:
+        return self.adapter.model
+
+    def __call__(self, batched_inputs: list[dict[str, Any]]) -> "TeacherTensors":
+        """What the teacher offers of the batch, as tensors that autograd may keep."""
+        if self.turns_channels:
+            batched_inputs = [{**x, "image": x["image"].flip(0)} for x in batched_inputs]
+        return TeacherTensors(self, batched_inputs)
+
+    def run(self, function: Callable[[], Value]) -> Value:
+        """
+        Call the function without gradients and in the teacher's own precision.
+
+        What it returns is copied: inference_mode saves the bookkeeping of a forward, but its
+        tensors must not be saved for a backward, the student's.
+        """
+        device = self.model.device.type
+        dtype = torch.float16 if device == "cuda" else torch.bfloat16
+        with torch.inference_mode(), torch.autocast(device, dtype=dtype, enabled=self.amp):
+            value = function()
+        return _copied(value)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all parameters and buffers: tells whether a resumed run has the same teacher."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+class TeacherTensors(DetectorTensors):
+    """A frozen teacher's offers of one batch; each is computed once, when it is asked for."""
+
+    def __init__(self, teacher: FrozenTeacher, batched_inputs: list[dict[str, Any]]):
+        self._teacher = teacher
+        self._inputs = batched_inputs
+
+    @cached_property
+    def _tensors(self) -> DetectorTensors:
+        """Made inside run: in inference_mode and in the teacher's precision."""
+        return self._teacher.adapter.forward_teacher(self._inputs)
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        return self._teacher.run(lambda: self._tensors.features)
+
+    @cached_property
+    def prediction_maps(self) -> list[Tensor]:
+        return self._teacher.run(lambda: self._tensors.prediction_maps)
+
+    @cached_property
+    def anchors(self) -> list[Tensor]:
+        return self._teacher.run(lambda: self._tensors.anchors)
+
+    def class_logits_at(self, locations: Locations) -> Tensor:
+        return self._teacher.run(lambda: self._tensors.class_logits_at(locations))
+
+    def pred_boxes_at(self, locations: Locations) -> Tensor:
+        return self._teacher.run(lambda: self._tensors.pred_boxes_at(locations))
+
+    def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
+        return self._teacher.run(lambda: self._tensors.box_head_predictions_at(query))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_copied(x) for x in value]
+    return type(value)(**{name: _copied(x) for name, x in vars(value).items()})
+
+
+def load_teacher_config(cfg: CfgNode, node: CfgNode, key: str) -> CfgNode:
+    """
+    The teacher's config on the student's device.
+
+    Args:
+        node: has CONFIG_FILE and WEIGHTS; key: its name in the config, for the errors.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+    """
+    for part in ("CONFIG_FILE", "WEIGHTS"):
+        path = node[part]
+        if "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"{key}.{part}: there is no file {path!r}. Train the teacher first, or name its "
+                "files."
+            )
+    teacher_cfg = load_config(node.CONFIG_FILE)
+    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    if teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:  # taken from the data, which is the student's
+        set_num_classes(teacher_cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    return teacher_cfg
+
+
+def build_teacher(
+    cfg: CfgNode, teacher_cfg: CfgNode, *, config_file: str, weights: str, amp: bool = False
+) -> FrozenTeacher:
+    """
+    The teacher with its weights, for the student of cfg. Raises ValueError for a checkpoint that is
+    not the teacher's.
+    """
+    model = build_model(teacher_cfg)
+    load_weights(model, weights, strict=True)
+    if amp:  # half-precision convolutions are made for this layout
+        model.to(memory_format=torch.channels_last)
+    adapter = build_adapter(model, teacher_cfg.INPUT.FORMAT)
+    return FrozenTeacher(adapter, source=config_file, amp=amp, student_format=cfg.INPUT.FORMAT)

@@ -1,0 +1,152 @@
+"""
+The vocabulary between detectors and distillation methods.
+
+A detector's adapter offers some of the attributes of `DetectorTensors`, a method asks for some of
+them by name. Shape shorthand as in structures.py, and:
+
+    A: anchors a position (1 for anchor points)     R: anchors of all levels = sum of Hl * Wl * A
+    P: anchors that are asked about, of all images  M: ground-truth objects of the batch
+
+An anchor's index is level by level, row-major inside a level, then by A: Detectron2's order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..structures import BoxQuery, HeadPredictions
+
+# How a logit is turned into a score. "joint": sigmoid of class and localisation quality at once
+# (GFL); "objectness": sigmoid of one class, object or not.
+SIGMOID, JOINT, OBJECTNESS, SOFTMAX = "sigmoid", "joint", "objectness", "softmax"
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Anchors of the batch that somebody asks about, image after image."""
+
+    images: Tensor  # (P,) int64 in [0, N), ascending
+    anchors: Tensor  # (P,) int64 in [0, R)
+
+
+@dataclass(frozen=True)
+class Positives(Locations):
+    """The anchors that a student's own assignment makes positive, and their objects."""
+
+    objects: Tensor  # (P,) int64 in [0, M): the batch's objects, image after image
+    gt_boxes: Tensor  # (P, 4) XYXY in input pixels: the object's box
+    gt_classes: Tensor  # (P,) int64 in [0, K): the object's class
+    num_objects: int  # M, objects without a positive anchor among them
+
+
+@dataclass(frozen=True)
+class DetectorLayout:
+    """What is known of a detector when it is built; a pair must agree where a method says so."""
+
+    name: str  # its meta-architecture
+    num_classes: int
+    strides: tuple[int, ...]  # of the levels that it offers
+    channels: tuple[int, ...]  # of the same
+    size_divisibility: int  # what its images are padded to
+    cell_anchors: tuple[tuple[tuple[float, ...], ...], ...]  # L x A x (x0, y0, x1, y1)
+    anchor_offset: float  # of the first anchor's centre, in strides
+    input_format: str  # "BGR" or "RGB"
+    map_scores: str = ""  # how prediction_maps are read; "": none are offered
+    class_scores: str = ""  # how class_logits_at is read; "": not offered
+
+    @property
+    def anchors_per_position(self) -> tuple[int, ...]:
+        return tuple(len(level) for level in self.cell_anchors)
+
+
+class DetectorTensors:
+    """
+    What a detector offers of one batch. Every attribute is computed when it is first asked for, so
+    that a method pays for nothing that it does not use. An adapter's subclass defines those that
+    its detector has, and names them in its offers; asking for another is an error.
+    """
+
+    @property
+    def features(self) -> list[Tensor]:
+        """L x (N, C, Hl, Wl): the maps that the dense head reads, fine to coarse."""
+        raise self._lacks("features")
+
+    @property
+    def prediction_maps(self) -> list[Tensor]:
+        """L x (N, A * K, Hl, Wl) logits of every position, to be read as layout.map_scores."""
+        raise self._lacks("prediction_maps")
+
+    @property
+    def anchors(self) -> list[Tensor]:
+        """L x (Hl * Wl * A, 4) XYXY in input pixels; anchor points as squares of their stride."""
+        raise self._lacks("anchors")
+
+    @property
+    def gt_boxes(self) -> list[Tensor]:
+        """N x (Gi, 4) XYXY in input pixels. Of a student alone."""
+        raise self._lacks("gt_boxes")
+
+    @property
+    def positives(self) -> Positives:
+        """The student's own assignment. Of a student alone."""
+        raise self._lacks("positives")
+
+    def class_logits_at(self, locations: Locations) -> Tensor:
+        """(P, K) logits of the anchors, or (P, K + 1) with the background last (softmax)."""
+        raise self._lacks("class_logits_at")
+
+    def pred_boxes_at(self, locations: Locations) -> Tensor:
+        """(P, 4) XYXY in input pixels: the boxes that the anchors predict, not clipped."""
+        raise self._lacks("pred_boxes_at")
+
+    @property
+    def box_query(self) -> BoxQuery:
+        """The boxes about which a two-stage head is asked, for head_predictions. MimicDet's."""
+        raise self._lacks("box_query")
+
+    @property
+    def head_predictions(self) -> HeadPredictions:
+        """The S-head's outputs for the boxes of box_query. MimicDet's."""
+        raise self._lacks("head_predictions")
+
+    def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
+        """A two-stage head's outputs for the boxes of the query. MimicDet's T-head."""
+        raise self._lacks("box_head_predictions_at")
+
+    def _lacks(self, name: str) -> Exception:
+        # No AttributeError: Python would look for the name elsewhere and lose this message.
+        return NotImplementedError(f"{type(self).__name__} does not offer {name}")
+
+
+def scores(logits: Tensor, reading: str) -> Tensor:
+    """Probabilities in [0, 1] of the foreground classes: (P, K), whatever the reading."""
+    if reading == SOFTMAX:
+        return logits.softmax(dim=1)[:, :-1]
+    return logits.sigmoid()
+
+
+def gather_at(maps: list[Tensor], dims: int, locations: Locations) -> Tensor:
+    """
+    Rows of dense predictions, without a copy of the maps.
+
+    Args:
+        maps: L x (N, A * dims, Hl, Wl), as a dense head gives them.
+
+    Returns:
+        (P, dims), in the order of the locations.
+    """
+    rows, order, start = [], [], 0
+    for x in maps:
+        batch, channels, height, width = x.shape
+        per_position = channels // dims
+        count = height * width * per_position
+        inside = (locations.anchors >= start) & (locations.anchors < start + count)
+        chosen = torch.nonzero(inside).squeeze(1)
+        index = locations.anchors[chosen] - start
+        cell = torch.div(index, per_position, rounding_mode="floor")
+        split = x.view(batch, per_position, dims, height * width)
+        rows.append(split[locations.images[chosen], index % per_position, :, cell])
+        order.append(chosen)
+        start += count
+    return torch.cat(rows)[torch.cat(order).argsort()]
