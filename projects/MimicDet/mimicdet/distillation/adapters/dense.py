@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..tensors import (
+    JOINT,
     SIGMOID,
     DetectorLayout,
     DetectorTensors,
@@ -168,6 +169,22 @@ class FCOSAdapter(DenseDetectorAdapter):
     """FCOS: one point a position, with a centerness. Its class scores are taken without it."""
 
     further_dims = (1,)
+
+
+@ADAPTER_REGISTRY.register()
+class ATSSAdapter(FCOSAdapter):
+    """ATSS: one anchor a position, with a centre-ness."""
+
+
+@ADAPTER_REGISTRY.register()
+class GFLAdapter(DenseDetectorAdapter):
+    """GFL: scores that join class and quality; a side of a box is a distribution over bins."""
+
+    map_scores = JOINT
+
+    @property
+    def box_dims(self) -> int:
+        return self.model.box_dim
 
 
 @torch.no_grad()

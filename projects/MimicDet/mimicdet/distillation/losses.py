@@ -1,0 +1,143 @@
+"""
+The methods' losses: pure functions, not weighted. Shape shorthand: see tensors.py.
+
+A loss of nothing (no positives, no objects, an empty mask) is a zero that is still connected to the
+graph. Half precision is computed in float32. The batch is a mean: the papers write one image.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layers.precision import at_least_float32
+from .tensors import SOFTMAX
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of (P, 4) boxes with (P, 4) others, XYXY, row by row: (P,), with gradients."""
+    top_left = torch.maximum(boxes[:, :2], others[:, :2])
+    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=1)
+    areas = [(x[:, 2:] - x[:, :2]).clamp(min=0).prod(dim=1) for x in (boxes, others)]
+    return overlap / (areas[0] + areas[1] - overlap).clamp(min=1e-6)
+
+
+def grouped_log_softmax(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """
+    Log-softmax of (P,) values over the members of each group, in one pass.
+
+    Args:
+        groups: (P,) int64 in [0, num_groups); a group may be empty.
+    """
+    # The largest value of a group only keeps exp from overflowing; it carries no gradient.
+    largest = values.new_full((num_groups,), float("-inf"))
+    largest = largest.scatter_reduce(0, groups, values.detach(), "amax")
+    shifted = values - largest[groups]
+    sums = values.new_zeros(num_groups).index_add(0, groups, shifted.exp())
+    return shifted - sums.log()[groups]
+
+
+def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor, num_objects: int) -> Tensor:
+    """
+    RM+PFI's Eq. 5 and 6: KL(teacher || student) between the rank distributions, the softmax of the
+    scores over each object's positive anchors; summed over the anchors, mean over the objects.
+
+    Args:
+        student, teacher: (P,) scores of the positive anchors; objects: (P,) int64, whose they are.
+        num_objects: M; objects without a positive anchor count in it.
+    """
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    ours = grouped_log_softmax(student, objects, num_objects)
+    theirs = grouped_log_softmax(teacher, objects, num_objects)
+    return (theirs.exp() * (theirs - ours)).sum() / max(num_objects, 1)
+
+
+def prediction_guided_loss(
+    features: Sequence[tuple[Tensor, Tensor]], scores: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """
+    RM+PFI's Eq. 7 to 9: squared feature differences weighted by squared prediction differences.
+
+    Args:
+        features: of each level (student, teacher), both (N, Q, Hl, Wl).
+        scores: of each level (student, teacher) probabilities, both (N, C, Hl, Wl). Not in the
+            paper: with A anchors a position C is A * K.
+    """
+    total = features[0][0].new_zeros((), dtype=torch.float32)
+    for (student, teacher), (student_scores, teacher_scores) in zip(features, scores):
+        feature_gap = _squared_gap(student, teacher).mean(dim=1)
+        prediction_gap = _squared_gap(student_scores, teacher_scores).mean(dim=1)
+        total = total + (prediction_gap * feature_gap).square().mean()
+    return total / len(features)
+
+
+def masked_feature_loss(
+    features: Sequence[tuple[Tensor, Tensor]], masks: Sequence[Tensor | None]
+) -> Tensor:
+    """
+    RM+PFI's Eq. 4, imitation of whole maps, or its variants with a mask (Table 5): the squared
+    difference of the features, summed over channels, mean over the positions, then over levels.
+
+    Args:
+        features: of each level (student, teacher), both (N, Q, Hl, Wl).
+        masks: of each level (N, Hl, Wl) bool, the positions that are imitated; None: all.
+    """
+    total = features[0][0].new_zeros((), dtype=torch.float32)
+    for (student, teacher), mask in zip(features, masks):
+        gap = _squared_gap(student, teacher).sum(dim=1)
+        total = total + (gap.mean() if mask is None else _mean_inside(gap, mask))
+    return total / len(features)
+
+
+def fine_grained_loss(features: Sequence[tuple[Tensor, Tensor]], masks: Sequence[Tensor]) -> Tensor:
+    """
+    FGFI's Eq. 2: 1 / (2 Np) * sum over masked positions and channels of (adapted student -
+    teacher)^2, Np the masked positions; a term a level, added up (4.2, multi-layer imitation).
+
+    Args:
+        features: of each level (adapted student, teacher), both (N, C, Hl, Wl).
+        masks: of each level (N, Hl, Wl) bool.
+    """
+    total = features[0][0].new_zeros((), dtype=torch.float32)
+    for (student, teacher), mask in zip(features, masks):
+        total = total + _mean_inside(_squared_gap(student, teacher).sum(dim=1), mask) / 2
+    return total
+
+
+def soft_label_loss(
+    student: Tensor, teacher: Tensor, temperature: float, reading: str, normalizer: float
+) -> Tensor:
+    """
+    RM+PFI's Eq. 2 and 3 (Hinton et al.): KL(teacher || student) of the class probabilities at a
+    temperature, summed over the samples and divided by the normalizer.
+
+    Args:
+        student, teacher: logits. Read as softmax: (P, K + 1), one distribution over the classes and
+            the background. Else of any shape: each logit is a sigmoid's, one distribution over
+            yes and no. Not in the paper, whose detectors have sigmoids and whose Eq. 2 has not.
+    """
+    student = at_least_float32(student) / temperature
+    teacher = at_least_float32(teacher) / temperature
+    if reading == SOFTMAX:
+        ours, theirs = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+        return (theirs.exp() * (theirs - ours)).sum() / normalizer
+    # t log(t / s) + (1 - t) log((1 - t) / (1 - s)); log(1 - sigmoid(x)) is log sigmoid(-x).
+    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return (yes + no).sum() / normalizer
+
+
+def _squared_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher maps differ in shape: {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}"
+        )
+    return (at_least_float32(student) - at_least_float32(teacher)).square()
+
+
+def _mean_inside(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the (N, H, W) values where the mask holds; 0 where it holds nowhere."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
