@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from mimicdet.data.datasets import set_num_classes
 from mimicdet.distillation import build_distiller
 from mimicdet.engine import load_config
 
@@ -32,9 +34,12 @@ def gradients(model: torch.nn.Module, rank: int) -> tuple[dict, list[str]]:
     """({parameter: gradient}, loss keys) of the rank's own batch, seeded by rank."""
     model.zero_grad()
     torch.manual_seed(100 + rank)
-    losses = model(batch(rank))
-    sum(losses.values()).backward()
     plain = getattr(model, "module", model)
+    # RetinaNet's running mean of positives, which would make the same step another one.
+    vars(plain.student).pop("loss_normalizer", None)
+    with EventStorage():
+        losses = model(batch(rank))
+    sum(losses.values()).backward()
     return {name: p.grad.clone() for name, p in plain.named_parameters()}, sorted(losses)
 
 
@@ -44,7 +49,8 @@ def work(rank: int, config: str, opts: list[str], port: int, folder: str) -> Non
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank
     )
-    cfg = load_config(config, [*opts, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
+    cfg = load_config(config, opts)
+    set_num_classes(cfg, 2)
     torch.manual_seed(0)
     distiller = build_distiller(cfg, build_model(cfg)).train()
     alone, keys = gradients(distiller, rank)

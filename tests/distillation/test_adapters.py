@@ -1,0 +1,251 @@
+"""What detectors offer: it is what the detector itself computes, and losses stay its own."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from mimicdet.distillation import DetectorTensors, FrozenTeacher, Locations, build_adapter
+from mimicdet.distillation.adapters import RetinaNetAdapter
+from mimicdet.distillation.adapters.dense import find_positives
+from tests.distillation.tiny_detectors import FAMILIES, INPUTS, build_tiny
+from tests.helpers import NUM_CLASSES, P3_BOX, instances
+
+SOME = Locations(torch.tensor([0, 0, 1]), torch.tensor([30, 3, 60]))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def step(request):
+    """(model before, adapter, losses, tensors) of one step of a student."""
+    model = build_tiny(request.param)
+    before = copy.deepcopy(model)
+    adapter = build_adapter(model, "BGR")
+    torch.manual_seed(1)
+    with EventStorage():
+        losses, tensors = adapter.forward_training(INPUTS)
+    return before, adapter, losses, tensors
+
+
+def test_losses_are_the_models_own(step):
+    before, _, losses, _ = step
+    torch.manual_seed(1)
+    with EventStorage():
+        expected = before(INPUTS)
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value)
+
+
+def test_everything_that_is_offered_is_there_and_nothing_else(step):
+    _, adapter, _, tensors = step
+    arguments = {
+        "class_logits_at": (SOME,),
+        "pred_boxes_at": (SOME,),
+        "box_head_predictions_at": (getattr(tensors, "box_query", None),)
+        if "box_query" in adapter.student_offers
+        else (),
+    }
+    public = {name for name in vars(DetectorTensors) if not name.startswith("_")}
+    assert adapter.teacher_offers - {"box_head_predictions_at"} < adapter.student_offers <= public
+    for name in public:
+        if name in adapter.student_offers:
+            value = getattr(tensors, name)
+            assert (value(*arguments[name]) if callable(value) else value) is not None
+        else:
+            with pytest.raises(NotImplementedError, match=f"does not offer {name}"):
+                value = getattr(tensors, name)
+                value(SOME)
+
+
+def test_the_layout_describes_the_tensors(step):
+    _, adapter, _, tensors = step
+    layout = adapter.layout
+    assert layout.num_classes == NUM_CLASSES and layout.name == type(adapter.model).__name__
+    shapes = zip(tensors.features, layout.channels, layout.strides, layout.anchors_per_position)
+    for level, (x, channels, stride, count) in enumerate(shapes):
+        assert x.shape[:2] == (2, channels)
+        assert abs(x.shape[3] - 128 / stride) < 1  # 97 pixels are padded to 128
+        anchors = tensors.anchors[level]
+        assert len(anchors) == x.shape[2] * x.shape[3] * count
+        # The first position's anchors are the cell anchors about its centre.
+        moved = anchors[:count] - layout.anchor_offset * stride
+        torch.testing.assert_close(moved, torch.tensor(layout.cell_anchors[level]))
+        if layout.map_scores == "sigmoid":
+            assert tensors.prediction_maps[level].shape[1] == count * NUM_CLASSES
+    boxes = [x["instances"].gt_boxes.tensor for x in INPUTS]
+    assert all(torch.equal(a, b) for a, b in zip(tensors.gt_boxes, boxes))
+
+
+def everything(tensors):
+    """Locations of all anchors of both images."""
+    count = sum(len(x) for x in tensors.anchors)
+    images = torch.arange(2).repeat_interleave(count)
+    return Locations(images, torch.arange(count).repeat(2)), count
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])
+def test_dense_logits_and_boxes_are_the_heads(family):
+    model = build_tiny(family)
+    adapter = build_adapter(model, "BGR")
+    with EventStorage():
+        _, tensors = adapter.forward_training(INPUTS)
+    locations, count = everything(tensors)
+    logits = torch.cat([permute_to_N_HWA_K(x, NUM_CLASSES) for x in tensors.predictions[0]], dim=1)
+    deltas = torch.cat([permute_to_N_HWA_K(x, 4) for x in tensors.predictions[1]], dim=1)
+    anchors = Boxes.cat(model.anchor_generator(tensors.features)).tensor
+    found = tensors.class_logits_at(locations).view(2, count, NUM_CLASSES)
+    assert torch.equal(found, logits) and found.requires_grad
+    boxes = tensors.pred_boxes_at(locations).view(2, count, 4)
+    for n in range(2):
+        expected = model.box2box_transform.apply_deltas(deltas[n], anchors)
+        torch.testing.assert_close(boxes[n], expected)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_mimicdet_asks_its_s_head_at_the_anchors(role):
+    """The same numbers as proposals at these positions would get."""
+    model = build_tiny("MimicDet")
+    adapter = build_adapter(model, "BGR")
+    if role == "teacher":
+        model.eval()
+        with torch.no_grad():
+            tensors = adapter.forward_teacher(INPUTS)
+    else:
+        _, tensors = adapter.forward_training(INPUTS)
+    images = model.preprocess_image(INPUTS)
+    maps = model.backbone(images.tensor)
+    maps = [maps[f] for f in model.proposal_generator.in_features]
+    refined = model.proposal_generator.predict(maps)
+    rows = [[30, 3], [60]]
+    expected = model.student_head(maps, refined.delta_maps, [torch.tensor(r) for r in rows])
+    torch.testing.assert_close(tensors.class_logits_at(SOME), expected.pred_class_logits)
+    boxes = tensors.pred_boxes_at(SOME)
+    adjusted = model.proposal_generator.box2box_transform.apply_deltas(
+        refined.pred_anchor_deltas[SOME.images, SOME.anchors], refined.anchors[SOME.anchors]
+    )
+    for row, (height, width) in enumerate([images.image_sizes[n] for n in (0, 0, 1)]):
+        limits = torch.tensor([width, height, width, height])
+        adjusted[row] = torch.minimum(adjusted[row].clamp(min=0), limits)
+    transform = model.student_head.settings.box2box_transform
+    torch.testing.assert_close(boxes, transform.apply_deltas(expected.pred_box_deltas, adjusted))
+    joined = torch.cat([x.flatten(1) for x in tensors.prediction_maps], dim=1)
+    torch.testing.assert_close(joined, refined.pred_objectness_logits)
+
+
+# ---------------------------------------------------------------- positives
+
+
+def test_positives_by_hand():
+    first = instances(
+        (64, 96), [[0, 0, 9, 9], [0, 0, 9, 9], [1, 1, 5, 5], [0, 0, 9, 9]], [0, 2, 2, 2]
+    )
+    second = instances((64, 96), [[1, 1, 5, 5], [2, 2, 7, 7]], [2, 0])
+    labels = [torch.tensor([3, 2, -1, 2, 0, 2]), torch.tensor([3, 2, 3, 3, 3, -1])]
+    boxes = [first.gt_boxes.tensor[torch.tensor([0, 1, 2, 2, 0, 3])]]
+    boxes += [second.gt_boxes.tensor[torch.tensor([1, 0, 1, 1, 1, 1])], torch.zeros(6, 4)]
+    empty = instances((64, 96), [], [])
+    found = find_positives([*labels, torch.full((6,), 3)], boxes, [first, second, empty], 3)
+    assert found.images.tolist() == [0, 0, 0, 0, 1]
+    assert found.anchors.tolist() == [1, 3, 4, 5, 1]
+    # Object 3 is object 1 again, of one box and class: the first of them stands for both.
+    assert found.objects.tolist() == [1, 2, 0, 1, 4]
+    assert found.num_objects == 6
+    assert found.gt_classes.tolist() == [2, 2, 0, 2, 2]
+    assert found.gt_boxes[1].tolist() == [1, 1, 5, 5]
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])
+def test_positives_are_the_detectors_own(family):
+    model = build_tiny(family)
+    with EventStorage():
+        _, tensors = build_adapter(model, "BGR").forward_training(INPUTS)
+    gt = [x["instances"] for x in INPUTS]
+    labels, boxes = model.label_anchors(model.anchor_generator(tensors.features), gt)
+    found = tensors.positives
+    expected = [
+        (n, r) for n in range(2) for r in range(len(labels[n])) if 0 <= labels[n][r] < NUM_CLASSES
+    ]
+    assert list(zip(found.images.tolist(), found.anchors.tolist())) == expected
+    assert {n for n, _ in expected} == {0} and set(found.objects.tolist()) == {0, 1}
+    for i, (n, r) in enumerate(expected):
+        assert torch.equal(found.gt_boxes[i], boxes[n][r])
+        assert found.gt_classes[i] == labels[n][r] == gt[0].gt_classes[found.objects[i]]
+
+
+def test_positives_of_mimicdet_are_its_refinement_modules():
+    model = build_tiny("MimicDet")
+    _, tensors = build_adapter(model, "BGR").forward_training(INPUTS[::-1])
+    found = tensors.positives
+    assert set(found.images.tolist()) == {1} and found.num_objects == 2
+    for anchor, box in zip(torch.cat(tensors.anchors)[found.anchors], found.gt_boxes):
+        centre, middle = (anchor[:2] + anchor[2:]) / 2, (box[:2] + box[2:]) / 2
+        assert ((centre - middle).abs() <= 0.15 * (box[2:] - box[:2])).all()
+    p3 = found.anchors[found.gt_boxes[:, 0] == P3_BOX[0]]
+    assert p3.tolist() == [3 * tensors.features[0].shape[-1] + 3]
+
+
+# ---------------------------------------------------------------- which adapter, and teachers
+
+
+def test_a_subclass_has_its_bases_adapter():
+    class MyRetinaNet(type(build_tiny("RetinaNet"))):
+        pass
+
+    model = build_tiny("RetinaNet")
+    model.__class__ = MyRetinaNet
+    adapter = build_adapter(model, "BGR")
+    assert type(adapter) is RetinaNetAdapter and adapter.layout.name == "MyRetinaNet"
+    with pytest.raises(ValueError, match="Linear.*no adapter.*FCOS, GFL, GeneralizedRCNN"):
+        build_adapter(nn.Linear(1, 1), "BGR")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_teacher_is_frozen_and_its_tensors_can_train_a_student(family):
+    model = build_tiny(family)
+    adapter = build_adapter(model, "BGR")
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    tensors = FrozenTeacher(adapter)(INPUTS)
+    for name in sorted(adapter.teacher_offers):
+        value = getattr(tensors, name)
+        value = value(SOME) if callable(value) else value
+        for x in value if isinstance(value, list) else [value]:
+            assert not x.requires_grad
+            weight = torch.ones_like(x, requires_grad=True)
+            (weight * x).sum().backward()  # an inference tensor could not be kept for this
+            assert torch.equal(weight.grad, x)
+    assert not any(m.training for m in model.modules())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    with torch.no_grad():
+        images = model.preprocess_image(INPUTS)
+        features = model.backbone(images.tensor)
+    torch.testing.assert_close(tensors.features[0], features[_finest(model)])
+
+
+def _finest(model):
+    names = getattr(model, "head_in_features", None) or model.proposal_generator.in_features
+    return names[0]
+
+
+def test_the_other_order_of_channels_is_turned_round():
+    model = build_tiny("RetinaNet")
+    turned = [{**x, "image": x["image"].flip(0)} for x in INPUTS]
+    rgb = FrozenTeacher(build_adapter(model, "RGB"), student_format="BGR")
+    same = FrozenTeacher(build_adapter(model, "BGR"), student_format="BGR")
+    assert torch.equal(rgb(turned).features[0], same(INPUTS).features[0])
+    with pytest.raises(ValueError, match="'YUV-BT.601' of the student.*'BGR'"):
+        FrozenTeacher(build_adapter(model, "BGR"), student_format="YUV-BT.601")
+
+
+def test_half_precision_of_the_teacher_alone():
+    adapter = build_adapter(build_tiny("RetinaNet"), "BGR")
+    full, half = (FrozenTeacher(adapter, amp=amp)(INPUTS).features for amp in (False, True))
+    assert full[0].dtype == torch.float32 and half[0].dtype == torch.bfloat16
+    # Fifty layers of eight bits: the same picture, not the same numbers.
+    assert torch.cosine_similarity(half[0].float().ravel(), full[0].ravel(), dim=0) > 0.9
+    assert not torch.equal(half[0].float(), full[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the student's does not reach the teacher
+        assert FrozenTeacher(adapter)(INPUTS).features[0].dtype == torch.float32

@@ -1,0 +1,435 @@
+"""Students taught by teachers of their family: config to gradients, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
+from mimicdet import DISTILLATION_REGISTRY, DistillationMethod, build_distiller
+from mimicdet.config import load_config
+from mimicdet.distillation import DistillationState, RankMimicking, Term
+from tests.distillation.tiny_detectors import (
+    INPUTS,
+    build_tiny,
+    taught_cfg,
+    tiny_cfg,
+    write_teacher,
+)
+from tests.helpers import LOSS_KEYS, MIMIC_KEYS, count_calls, make_input
+
+EVERY_METHOD = [
+    "RankMimicking",
+    "PredictionGuided",
+    "SoftLabels",
+    "FeatureImitation",
+    "FineGrained",
+]
+TAUGHT_KEYS = {
+    *("loss_rank_cls", "loss_rank_loc", "loss_pfi", "loss_soft_labels"),
+    *("loss_feature", "loss_fine_grained"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A RetinaNet teacher on disk."""
+    path = tmp_path_factory.mktemp("retinanet")
+    write_teacher(path, "RetinaNet")
+    return path
+
+
+def distiller_of(cfg, seed=0):
+    torch.manual_seed(seed)
+    student = build_tiny(cfg.MODEL.META_ARCHITECTURE, seed)
+    return build_distiller(cfg, student).train()
+
+
+def losses_of(distiller, inputs=INPUTS, iteration=0):
+    with EventStorage(iteration):
+        return distiller(inputs)
+
+
+def reached(module):
+    return {n for n, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+# ---------------------------------------------------------------- methods together
+
+
+def test_all_methods_at_once(folder):
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", EVERY_METHOD))
+    teacher = distiller.teachers[0]
+    calls = count_calls(teacher.model.backbone), count_calls(teacher.model.head)
+    with EventStorage() as storage:
+        losses = distiller(INPUTS)
+        assert storage.latest()["num_pos_anchors"][0] > 0
+    assert set(losses) == {"loss_cls", "loss_box_reg"} | TAUGHT_KEYS
+    assert all(math.isfinite(x.item()) for x in losses.values())
+    assert all(losses[key] > 0 for key in TAUGHT_KEYS)
+    assert [len(distiller.teachers), *calls] == [1, [1], [1]]  # one forward, however many methods
+
+
+def test_the_teacher_comes_out_of_training_as_it_went_in(folder):
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", EVERY_METHOD))
+    model = distiller.teachers[0].model
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    saved = torch.load(folder / "teacher.pth")["model"]
+    assert all(torch.equal(before[k], v) for k, v in saved.items())
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.1)
+    old = {k: v.clone() for k, v in distiller.state_dict().items()}
+    for _ in range(2):
+        distiller.train()
+        optimizer.zero_grad()
+        sum(losses_of(distiller).values()).backward()
+        assert all(p.grad is not None for p in distiller.parameters())
+        optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m.training for m in model.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    # What did train: the student and the five adaptation layers, and nothing else is there.
+    changed = {k for k, v in distiller.state_dict().items() if not torch.equal(v, old[k])}
+    layers = {f"methods.4.adaptation.{i}.{w}" for i in range(5) for w in ("weight", "bias")}
+    assert layers == {k for k in distiller.state_dict() if k.startswith("methods.")} <= changed
+    assert {k.split(".")[0] for k in distiller.state_dict()} == {"student", "methods"}
+    ids = {id(p) for p in distiller.parameters()}
+    assert not ids & {id(p) for p in model.parameters()}
+
+
+def test_a_method_pays_for_nothing_that_it_does_not_use(folder):
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", ["FeatureImitation"]))
+    calls = count_calls(distiller.teachers[0].model.head)
+    student = distiller.student
+    found = []
+    label_anchors = student.label_anchors
+    student.label_anchors = lambda *x: found.append(1) or label_anchors(*x)
+    losses_of(distiller)
+    assert calls == [0] and found == [1]
+
+
+# ---------------------------------------------------------------- gradients, term by term
+
+
+def gradients(folder, method, key, **changes):
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", [method], **changes))
+    losses_of(distiller)[key].backward()
+    return distiller, reached(distiller.student)
+
+
+def test_pfi_trains_features_and_not_the_head(folder):
+    _, found = gradients(folder, "PredictionGuided", "loss_pfi")
+    assert not {n for n in found if n.startswith("head.")}
+    assert any(n.startswith("backbone.fpn_output3") for n in found)
+    _, found = gradients(
+        folder,
+        "PredictionGuided",
+        "loss_pfi",
+        DISTILLATION__PredictionGuided__DETACH_WEIGHT=False,
+    )
+    assert "head.cls_score.weight" in found and "head.bbox_pred.weight" not in found
+
+
+@pytest.mark.parametrize(
+    "key, layer, other",
+    [("loss_rank_cls", "cls_score", "bbox_pred"), ("loss_rank_loc", "bbox_pred", "cls_score")],
+)
+def test_each_rank_trains_its_own_branch(folder, key, layer, other):
+    _, found = gradients(folder, "RankMimicking", key)
+    assert f"head.{layer}.weight" in found and f"head.{other}.weight" not in found
+
+
+def test_adaptation_layers_train_and_levels_can_be_chosen(folder):
+    distiller, found = gradients(
+        folder, "FineGrained", "loss_fine_grained", DISTILLATION__FineGrained__LEVELS=[0, 1]
+    )
+    assert reached(distiller.methods) == {f"0.adaptation.{i}.{w}" for i in (0, 1) for w in WB}
+    assert any("fpn_output4" in n for n in found) and not any("top_block" in n for n in found)
+
+
+WB = ("weight", "bias")
+
+
+@pytest.mark.parametrize("mask", ["positives", "negatives", "boxes"])
+def test_masks_split_the_map(folder, mask):
+    """Positives and negatives are a partition; an image without objects has no positive or box."""
+    name = "DISTILLATION__FeatureImitation__MASK"
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", ["FeatureImitation"], **{name: mask}))
+    with EventStorage():
+        _, tensors = distiller.adapter.forward_training(INPUTS)
+    masks = distiller.methods[0]._masks(tensors)
+    assert [x.shape[1:] for x in masks] == [x.shape[2:] for x in tensors.features]
+    assert all(x[1].all() if mask == "negatives" else not x[1].any() for x in masks)
+    assert 0 < masks[0][0].sum() < masks[0][0].numel()
+    assert losses_of(distiller)["loss_feature"] > 0
+
+
+def test_images_without_objects_teach_by_whole_maps_alone(folder):
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", EVERY_METHOD))
+    losses = losses_of(distiller, [make_input(boxes=[]), make_input((61, 97), boxes=[], seed=1)])
+    assert {k for k in TAUGHT_KEYS if losses[k] == 0} == TAUGHT_KEYS - {"loss_pfi", "loss_feature"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in distiller.parameters())
+
+
+# ---------------------------------------------------------------- weights over time
+
+
+def test_weight_over_time():
+    method = RankMimicking(
+        class_rank=True, box_rank=False, class_scores="logit", student="sigmoid", teacher="sigmoid"
+    )
+    term = Term(method, None, loss_weight=4.0, warmup_iters=4, stop_iter=6)
+    assert [term.weight(i) for i in range(8)] == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 0.0, 0.0]
+    assert [Term(method).weight(i) for i in (0, 10**6)] == [1.0, 1.0]
+
+
+def test_warm_up_and_stop_follow_the_trainers_iteration(folder):
+    keys = "DISTILLATION__FineGrained__"
+    schedule = {f"{keys}WARMUP_ITERS": 4, f"{keys}STOP_ITER": 10, f"{keys}LOSS_WEIGHT": 2.0}
+    cfg = taught_cfg(folder, "RetinaNet", ["FineGrained"], **schedule)
+    values = {}
+    for iteration in (1, 3, 9, 10):
+        distiller = distiller_of(cfg)
+        calls = count_calls(distiller.teachers[0].model.backbone)
+        losses = losses_of(distiller, iteration=iteration)
+        values[iteration] = losses["loss_fine_grained"].item()
+    assert values[3] == pytest.approx(values[9]) == pytest.approx(2 * values[1]) and values[1] > 0
+    # Stopped: no teacher, and still a gradient for DistributedDataParallel to wait for.
+    assert values[10] == 0 and calls == [0]
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in distiller.parameters())
+
+
+# ---------------------------------------------------------------- other families
+
+
+@pytest.mark.parametrize("methods", [["FineGrained"], ["FeatureImitation", "FineGrained"]])
+def test_faster_rcnn_is_taught_by_a_wider_one(tmp_path, methods):
+    write_teacher(tmp_path, "GeneralizedRCNN", FPN__OUT_CHANNELS=24)
+    adapted = {"DISTILLATION__FeatureImitation__ADAPTATION": True}
+    cfg = taught_cfg(tmp_path, "GeneralizedRCNN", methods, **adapted)
+    distiller = distiller_of(cfg)
+    losses = losses_of(distiller)
+    assert {"loss_rpn_cls", "loss_box_reg", "loss_fine_grained"} <= set(losses)
+    losses["loss_fine_grained"].backward()
+    conv = distiller.methods[-1].adaptation["4"]
+    assert conv.weight.shape == (24, 16, 3, 3) and conv.weight.grad is not None
+
+
+def test_a_mimicdet_is_taught_by_a_mimicdet(tmp_path):
+    """RM and PFI from outside beside its own mimic loss: two teachers, one mechanism."""
+    write_teacher(tmp_path, "MimicDet")
+    distiller = distiller_of(
+        taught_cfg(tmp_path, "MimicDet", ["RankMimicking", "PredictionGuided"])
+    )
+    losses = losses_of(distiller)
+    assert set(losses) == LOSS_KEYS | MIMIC_KEYS | {"loss_rank_cls", "loss_rank_loc", "loss_pfi"}
+    (losses["loss_rank_cls"] + losses["loss_rank_loc"]).backward()
+    found = reached(distiller.student)
+    assert {"student_head.class_logits.weight", "student_head.box_deltas.weight"} <= found
+    assert not {n for n in found if n.startswith("roi_heads.")}
+
+
+def test_a_mimicdet_taught_by_itself_has_nothing_to_learn(tmp_path):
+    write_teacher(tmp_path, "MimicDet", seed=0)
+    cfg = taught_cfg(
+        tmp_path, "MimicDet", EVERY_METHOD, DISTILLATION__FineGrained__ADAPTATION=False
+    )
+    losses = losses_of(distiller_of(cfg, seed=0))
+    for key in TAUGHT_KEYS:  # frozen batch norms: student and teacher are the same function
+        assert losses[key].item() == pytest.approx(0, abs=1e-6), key
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+@pytest.mark.parametrize(
+    "methods, student, teacher, words",
+    [
+        (["RankMimicking"], {"RETINANET__NUM_CLASSES": 2}, {}, "num_classes 2 .*, 3 of the"),
+        (
+            ["RankMimicking"],
+            {"ANCHOR_GENERATOR__ASPECT_RATIOS": [[1.0]]},
+            {},
+            r"RankMimicking: anchors_per_position \(1, 1, 1, 1, 1\) of the student, \(2",
+        ),
+        (
+            ["PredictionGuided", "RankMimicking"],
+            {"ANCHOR_GENERATOR__SIZES": [[24], [64], [128], [256], [512]]},
+            {},
+            "PredictionGuided: cell_anchors(.|\n)*RankMimicking: cell_anchors",
+        ),
+        (["FeatureImitation"], {}, {"FPN__OUT_CHANNELS": 24}, r"channels \(16.*ADAPTATION True"),
+        (["PredictionGuided"], {}, {"FPN__OUT_CHANNELS": 24}, "PredictionGuided: channels"),
+        (
+            ["FineGrained"],
+            {"RETINANET__IN_FEATURES": ["p3", "p4", "p5"], "ANCHOR_GENERATOR__SIZES": [[32]] * 3},
+            {},
+            r"FineGrained: strides \(8, 16, 32\) of the student, \(8, 16, 32, 64, 128\)",
+        ),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_one_error(tmp_path, methods, student, teacher, words):
+    write_teacher(tmp_path, "RetinaNet", **teacher)
+    cfg = taught_cfg(tmp_path, "RetinaNet", methods, **student)
+    with pytest.raises(ValueError, match=f"student RetinaNet .* RetinaNet of .*(.|\n)*{words}"):
+        build_distiller(cfg, build_tiny("RetinaNet", **student))
+
+
+def test_what_a_detector_lacks_is_named(tmp_path):
+    write_teacher(tmp_path, "GeneralizedRCNN")
+    cfg = taught_cfg(tmp_path, "RetinaNet", ["RankMimicking", "FeatureImitation"])
+    with pytest.raises(ValueError) as error:
+        build_distiller(cfg, build_tiny("RetinaNet"))
+    text = str(error.value)
+    assert "needs class_logits_at, pred_boxes_at, which the teacher GeneralizedRCNN does" in text
+    assert "FeatureImitation: strides (8, 16, 32, 64, 128) of the student, (4, 8," in text
+    write_teacher(tmp_path, "RetinaNet")
+    cfg = taught_cfg(tmp_path, "GeneralizedRCNN", ["SoftLabels"])
+    with pytest.raises(ValueError, match="positives, which the student GeneralizedRCNN does not"):
+        build_distiller(cfg, build_tiny("GeneralizedRCNN"))
+
+
+def test_scores_that_are_read_otherwise_do_not_compare(tmp_path):
+    write_teacher(tmp_path, "MimicDet")
+    cfg = taught_cfg(tmp_path, "RetinaNet", ["PredictionGuided", "RankMimicking"])
+    with pytest.raises(ValueError) as error:
+        build_distiller(cfg, build_tiny("RetinaNet"))
+    assert "map_scores 'sigmoid' of the student, 'objectness' of the teacher" in str(error.value)
+    assert "class_scores 'sigmoid' of the student, 'softmax' of the teacher" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"METHODS": ["HeadMimic"]}, "'HeadMimic', which is none of FeatureImitation, Fine"),
+        ({"METHODS": ["SoftLabels", "SoftLabels"]}, "names a method twice"),
+        ({"METHODS": []}, "TEACHER is set, but METHODS is empty"),
+        ({"TEACHER__WEIGHTS": ""}, "needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS"),
+        ({"SoftLabels__STOP_ITER": -1}, "SoftLabels.STOP_ITER is -1, below 0"),
+        ({"SoftLabels__TEMPERATURE": 0.0}, "SoftLabels.TEMPERATURE must be above 0"),
+        ({"SoftLabels__SAMPLES": "some"}, "SoftLabels.SAMPLES must be one of positives, all"),
+    ],
+)
+def test_settings_that_make_no_sense(folder, changes, words):
+    changes = {f"DISTILLATION__{key}": value for key, value in changes.items()}
+    methods = changes.pop("DISTILLATION__METHODS", ["SoftLabels"])
+    cfg = taught_cfg(folder, "RetinaNet", methods, **changes)
+    with pytest.raises(ValueError, match=words):
+        build_distiller(cfg, build_tiny("RetinaNet"))
+
+
+@pytest.mark.parametrize(
+    "method, key, value, words",
+    [
+        ("RankMimicking", "CLASS_SCORES", "rank", "CLASS_SCORES must be one of"),
+        ("FeatureImitation", "MASK", "some", "FeatureImitation.MASK must be one of"),
+        ("FeatureImitation", "LEVELS", [5], "LEVELS \\[5\\] must be different numbers from 0 to 4"),
+        ("FineGrained", "REGION", "some", "FineGrained.REGION must be one of"),
+        ("FineGrained", "PSI", 1.5, "FineGrained.PSI must be 0 to 1"),
+        ("FineGrained", "ADAPTATION_KERNEL", 2, "ADAPTATION_KERNEL must be odd"),
+    ],
+)
+def test_settings_of_a_method_are_checked(folder, method, key, value, words):
+    changes = {f"DISTILLATION__{method}__{key}": value}
+    with pytest.raises(ValueError, match=words):
+        distiller_of(taught_cfg(folder, "RetinaNet", [method], **changes))
+
+
+def test_both_ranks_off_is_an_error(folder):
+    name = "DISTILLATION__RankMimicking__"
+    off = {f"{name}CLASS_RANK": False, f"{name}BOX_RANK": False}
+    with pytest.raises(ValueError, match="CLASS_RANK and BOX_RANK are both False"):
+        distiller_of(taught_cfg(folder, "RetinaNet", ["RankMimicking"], **off))
+
+
+@pytest.mark.parametrize("name, key", [("teacher.yaml", "CONFIG_FILE"), ("teacher.pth", "WEIGHTS")])
+def test_files_that_are_missing(tmp_path, name, key):
+    write_teacher(tmp_path, "RetinaNet")
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"DISTILLATION.TEACHER.{key}.*{name}"):
+        distiller_of(taught_cfg(tmp_path, "RetinaNet", ["SoftLabels"]))
+
+
+# ---------------------------------------------------------------- checkpoints, one's own method
+
+
+def test_the_state_that_a_resumed_run_needs(folder, tmp_path):
+    cfg = taught_cfg(folder, "RetinaNet", ["FineGrained"])
+    first, second = distiller_of(cfg), distiller_of(cfg)
+    second.methods[0].adaptation["0"].weight.data.add_(1)
+    state = DistillationState(first).state_dict()
+    torch.save(state, tmp_path / "state.pth")
+    DistillationState(second).load_state_dict(torch.load(tmp_path / "state.pth"))
+    for a, b in zip(first.methods.parameters(), second.methods.parameters()):
+        assert torch.equal(a, b)
+    write_teacher(tmp_path, "RetinaNet", seed=6)
+    (tmp_path / "teacher.pth").replace(folder / "other.pth")
+    cfg.DISTILLATION.TEACHER.WEIGHTS = str(folder / "other.pth")
+    with pytest.raises(ValueError, match="weights of the teacher .*teacher.yaml are not those"):
+        DistillationState(distiller_of(cfg)).load_state_dict(state)
+
+
+def test_a_method_is_a_class_a_line_and_a_yaml(folder, tmp_path):
+    @DISTILLATION_REGISTRY.register()
+    class FinestLevelL1(DistillationMethod):
+        loss_names = ("loss_finest_l1",)
+        needs_student = needs_teacher = frozenset({"features"})
+        agrees_on = frozenset({"levels", "channels"})
+
+        def __init__(self, cfg, student, teacher):
+            super().__init__()
+            self.level = cfg.DISTILLATION.FinestLevelL1.LEVEL
+
+        @classmethod
+        def default_config(cls):
+            return CfgNode({"LEVEL": 0})
+
+        def forward(self, student, teacher):
+            gap = student.features[self.level] - teacher.features[self.level]
+            return {"loss_finest_l1": gap.abs().mean()}
+
+    try:
+        (tmp_path / "student.yaml").write_text(
+            f"""
+_BASE_: "{folder / "teacher.yaml"}"
+DISTILLATION:
+  METHODS: ["FinestLevelL1", "PredictionGuided"]
+  TEACHER: {{CONFIG_FILE: "{folder / "plain.yaml"}", WEIGHTS: "{folder / "teacher.pth"}"}}
+  FinestLevelL1: {{LEVEL: 1, LOSS_WEIGHT: 0.5}}
+"""
+        )
+        (folder / "plain.yaml").write_text((folder / "teacher.yaml").read_text())
+        cfg = load_config(str(tmp_path / "student.yaml"))
+        distiller = distiller_of(cfg)
+        losses = losses_of(distiller)
+        teacher = distiller.teachers[0](INPUTS)
+        with EventStorage():
+            _, student = distiller_of(cfg).adapter.forward_training(INPUTS)
+        expected = (student.features[1] - teacher.features[1]).abs().mean()
+        torch.testing.assert_close(losses["loss_finest_l1"], 0.5 * expected)
+        for text, words in (("LEVL: 1", "LEVL"), ("LEVEL: one", "Type mismatch.*LEVEL")):
+            content = (tmp_path / "student.yaml").read_text().replace("LEVEL: 1", text)
+            (tmp_path / "wrong.yaml").write_text(content)
+            with pytest.raises(ValueError, match=words):
+                load_config(str(tmp_path / "wrong.yaml"))
+    finally:
+        DISTILLATION_REGISTRY._obj_map.pop("FinestLevelL1")
+    assert "FinestLevelL1" not in tiny_cfg("RetinaNet").DISTILLATION
+
+
+def test_losses_that_were_not_announced_are_an_error(folder):
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", ["SoftLabels"]))
+    distiller.methods[0].loss_names = ("loss_soft",)
+    with pytest.raises(
+        ValueError, match=r"SoftLabels returned .*loss_soft_labels.*\['loss_soft'\]"
+    ):
+        losses_of(distiller)
+
+
+def test_distillation_does_not_change_the_students_own_losses(folder):
+    taught = losses_of(distiller_of(taught_cfg(folder, "RetinaNet", EVERY_METHOD)))
+    alone = losses_of(build_tiny("RetinaNet", 0))
+    for key, value in alone.items():
+        torch.testing.assert_close(taught[key], value)
