@@ -12,7 +12,7 @@ from torch import nn
 from mimicdet.distillation import DetectorTensors, FrozenTeacher, Locations, build_adapter
 from mimicdet.distillation.adapters import RetinaNetAdapter
 from mimicdet.distillation.adapters.dense import find_positives
-from tests.distillation.tiny_detectors import FAMILIES, INPUTS, build_tiny
+from tests.distillation.tiny_detectors import DENSE, FAMILIES, INPUTS, build_tiny
 from tests.helpers import NUM_CLASSES, P3_BOX, instances
 
 SOME = Locations(torch.tensor([0, 0, 1]), torch.tensor([30, 3, 60]))
@@ -74,7 +74,9 @@ def test_the_layout_describes_the_tensors(step):
         # The first position's anchors are the cell anchors about its centre.
         moved = anchors[:count] - layout.anchor_offset * stride
         torch.testing.assert_close(moved, torch.tensor(layout.cell_anchors[level]))
-        if layout.map_scores == "sigmoid":
+        assert layout.map_scores == layout.class_scores or layout.name == "MimicDet"
+        assert (layout.map_scores == "joint") == (layout.name == "GFL")
+        if layout.map_scores in ("sigmoid", "joint"):
             assert tensors.prediction_maps[level].shape[1] == count * NUM_CLASSES
     boxes = [x["instances"].gt_boxes.tensor for x in INPUTS]
     assert all(torch.equal(a, b) for a, b in zip(tensors.gt_boxes, boxes))
@@ -87,7 +89,7 @@ def everything(tensors):
     return Locations(images, torch.arange(count).repeat(2)), count
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("family", DENSE)
 def test_dense_logits_and_boxes_are_the_heads(family):
     model = build_tiny(family)
     adapter = build_adapter(model, "BGR")
@@ -95,7 +97,8 @@ def test_dense_logits_and_boxes_are_the_heads(family):
         _, tensors = adapter.forward_training(INPUTS)
     locations, count = everything(tensors)
     logits = torch.cat([permute_to_N_HWA_K(x, NUM_CLASSES) for x in tensors.predictions[0]], dim=1)
-    deltas = torch.cat([permute_to_N_HWA_K(x, 4) for x in tensors.predictions[1]], dim=1)
+    dims = 4 * 17 if family == "GFL" else 4
+    deltas = torch.cat([permute_to_N_HWA_K(x, dims) for x in tensors.predictions[1]], dim=1)
     anchors = Boxes.cat(model.anchor_generator(tensors.features)).tensor
     found = tensors.class_logits_at(locations).view(2, count, NUM_CLASSES)
     assert torch.equal(found, logits) and found.requires_grad
@@ -158,7 +161,7 @@ def test_positives_by_hand():
     assert found.gt_boxes[1].tolist() == [1, 1, 5, 5]
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("family", DENSE)
 def test_positives_are_the_detectors_own(family):
     model = build_tiny(family)
     with EventStorage():

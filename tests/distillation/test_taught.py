@@ -204,6 +204,25 @@ def test_warm_up_and_stop_follow_the_trainers_iteration(folder):
 # ---------------------------------------------------------------- other families
 
 
+@pytest.mark.parametrize("family", ["FCOS", "ATSS", "GFL"])
+def test_dense_detectors_are_taught_by_every_method(tmp_path, family):
+    write_teacher(tmp_path, family)
+    distiller = distiller_of(taught_cfg(tmp_path, family, EVERY_METHOD))
+    losses = losses_of(distiller)
+    assert TAUGHT_KEYS < set(losses) and all(losses[key] > 0 for key in TAUGHT_KEYS)
+    sum(losses.values()).backward()
+    assert not [n for n, p in distiller.named_parameters() if p.grad is None]
+
+
+def test_gfl_does_not_teach_atss(tmp_path):
+    """One says class and quality at once, the other the class alone."""
+    write_teacher(tmp_path, "GFL")
+    with pytest.raises(ValueError, match="class_scores 'sigmoid' of the student, 'joint' of the"):
+        distiller_of(taught_cfg(tmp_path, "ATSS", ["RankMimicking"]))
+    distiller = distiller_of(taught_cfg(tmp_path, "ATSS", ["FeatureImitation"]))
+    assert losses_of(distiller)["loss_feature"] > 0
+
+
 @pytest.mark.parametrize("methods", [["FineGrained"], ["FeatureImitation", "FineGrained"]])
 def test_faster_rcnn_is_taught_by_a_wider_one(tmp_path, methods):
     write_teacher(tmp_path, "GeneralizedRCNN", FPN__OUT_CHANNELS=24)

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone, build_model
-from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.modeling import build_model
 from torch import nn
 
 from mimicdet.config import load_config
@@ -35,7 +34,6 @@ RETINANET = {
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0]],
 }
 FASTER_RCNN = {
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.MASK_ON": False,
     "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
     "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
@@ -51,12 +49,20 @@ FASTER_RCNN = {
     "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
 }
-FAMILIES = ("RetinaNet", "FCOS", "GeneralizedRCNN", "MimicDet")
+ONE_ANCHOR = {
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[x] for x in (64, 128, 256, 512, 1024)],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[1.0]],
+}
+DENSE = {
+    "RetinaNet": RETINANET,
+    **{name: {**RETINANET, **ONE_ANCHOR} for name in ("FCOS", "ATSS", "GFL")},
+}
+FAMILIES = (*DENSE, "GeneralizedRCNN", "MimicDet")
 
 
 def tiny_cfg(family: str, **changes: Any) -> CfgNode:
     """
-    A config of the family. FCOS: RetinaNet's, build_tiny makes it FCOS.
+    A small config of the family.
 
     Args:
         changes: keys with "__" for a dot, "MODEL" left out where it comes first.
@@ -65,7 +71,8 @@ def tiny_cfg(family: str, **changes: Any) -> CfgNode:
         cfg = small_cfg()
     else:
         cfg = load_config("")
-        settings = {**NARROW, **(FASTER_RCNN if family == "GeneralizedRCNN" else RETINANET)}
+        settings = {**NARROW, **DENSE.get(family, FASTER_RCNN)}
+        settings["MODEL.META_ARCHITECTURE"] = family
         cfg.merge_from_list([x for pair in settings.items() for x in pair])
     for key, value in changes.items():
         name = key.replace("__", ".")
@@ -77,20 +84,7 @@ def tiny_cfg(family: str, **changes: Any) -> CfgNode:
 def build_tiny(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A seeded model in training mode, batch norms filled with the statistics of INPUTS."""
     torch.manual_seed(seed)
-    cfg = tiny_cfg(family, **changes)
-    if family == "FCOS":
-        backbone = build_backbone(cfg)
-        shapes = list(backbone.output_shape().values())
-        head = FCOSHead(input_shape=shapes, conv_dims=[16], num_classes=NUM_CLASSES)
-        model = FCOS(
-            backbone=backbone,
-            head=head,
-            num_classes=NUM_CLASSES,
-            pixel_mean=cfg.MODEL.PIXEL_MEAN,
-            pixel_std=cfg.MODEL.PIXEL_STD,
-        )
-    else:
-        model = build_model(cfg)
+    model = build_model(tiny_cfg(family, **changes))
     model.train()
     if family == "MimicDet":  # without pretrained weights frozen batch norms let activations grow
         model.proposal_generator.anchor_deltas.weight.data.mul_(1e-3)
@@ -102,9 +96,10 @@ def build_tiny(family: str, seed: int = 0, **changes: Any) -> nn.Module:
         model.backbone(model.preprocess_image(INPUTS).tensor)
     for norm in norms:
         norm.momentum = 0.1
-    if family in ("RetinaNet", "FCOS"):  # predictions that differ from place to place
-        for layer in (model.head.cls_score, model.head.bbox_pred):
-            layer.weight.data.mul_(10)
+    if family in DENSE:  # predictions that differ from place to place
+        for layer in model.head.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.data.mul_(4)
     return model
 
 
