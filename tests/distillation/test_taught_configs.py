@@ -1,4 +1,4 @@
-"""Every yaml of configs/Distillation that names a teacher: the pair fits, the files are the zoo's."""
+"""Every yaml of configs/Distillation that names a teacher: both fit, the files are there."""
 
 import pytest
 from detectron2.modeling import build_model

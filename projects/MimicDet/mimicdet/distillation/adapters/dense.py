@@ -49,7 +49,7 @@ class DenseTeacherTensors(DetectorTensors):
         return [x.tensor for x in self.anchor_boxes]
 
     def class_logits_at(self, locations: Locations) -> Tensor:
-        return gather_at(self.prediction_maps, self._adapter.model.num_classes, locations)
+        return gather_at(self.predictions[0], self._adapter.class_dims, locations)
 
     def pred_boxes_at(self, locations: Locations) -> Tensor:
         return self._adapter.decode_boxes(
@@ -91,13 +91,14 @@ class DenseDetectorAdapter(DetectorAdapter):
     box2box_transform, label_anchors(anchors, gt_instances) -> (labels, boxes), and losses(anchors,
     pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, further predictions...).
 
-    A detector's own adapter sets what differs: dims of the head's further outputs, box_dims with
-    decode_boxes, map_scores.
+    A detector's own adapter sets what differs: dims of the head's outputs, decode_boxes, how
+    scores are read.
     """
 
     box_dims = 4  # numbers of the head's box output an anchor
     further_dims: tuple[int, ...] = ()  # numbers an anchor of the outputs after classes and boxes
     map_scores = SIGMOID
+    class_scores = SIGMOID
 
     teacher_offers = frozenset(
         {"features", "prediction_maps", "anchors", "class_logits_at", "pred_boxes_at"}
@@ -117,8 +118,13 @@ class DenseDetectorAdapter(DetectorAdapter):
             anchor_offset=model.anchor_generator.offset,
             input_format=input_format,
             map_scores=self.map_scores,
-            class_scores=self.map_scores,
+            class_scores=self.class_scores,
         )
+
+    @property
+    def class_dims(self) -> int:
+        """Numbers of the head's class output an anchor."""
+        return self.model.num_classes
 
     def decode_boxes(self, box_outputs: Tensor, anchors: Tensor) -> Tensor:
         """(P, box_dims) outputs and (P, 4) anchors to (P, 4) boxes, with gradients."""
@@ -146,7 +152,7 @@ class DenseDetectorAdapter(DetectorAdapter):
         labels: tuple[list[Tensor], list[Tensor]],
     ) -> dict[str, Tensor]:
         """The model's own losses from the head's outputs and the anchors' (labels, boxes)."""
-        dims = [self.model.num_classes, self.box_dims, *self.further_dims]
+        dims = [self.class_dims, self.box_dims, *self.further_dims]
         logits, deltas, *further = self.model._transpose_dense_predictions(predictions, dims)
         gt_labels, gt_boxes = labels
         return self.model.losses(anchors, logits, gt_labels, deltas, gt_boxes, *further)
@@ -180,7 +186,7 @@ class ATSSAdapter(FCOSAdapter):
 class GFLAdapter(DenseDetectorAdapter):
     """GFL: scores that join class and quality; a side of a box is a distribution over bins."""
 
-    map_scores = JOINT
+    map_scores = class_scores = JOINT
 
     @property
     def box_dims(self) -> int:
