@@ -74,7 +74,6 @@ def test_the_layout_describes_the_tensors(step):
         # The first position's anchors are the cell anchors about its centre.
         moved = anchors[:count] - layout.anchor_offset * stride
         torch.testing.assert_close(moved, torch.tensor(layout.cell_anchors[level]))
-        assert layout.map_scores == layout.class_scores or layout.name == "MimicDet"
         assert (layout.map_scores == "joint") == (layout.name == "GFL")
         if layout.map_scores in ("sigmoid", "joint"):
             assert tensors.prediction_maps[level].shape[1] == count * NUM_CLASSES
@@ -96,11 +95,12 @@ def test_dense_logits_and_boxes_are_the_heads(family):
     with EventStorage():
         _, tensors = adapter.forward_training(INPUTS)
     locations, count = everything(tensors)
-    logits = torch.cat([permute_to_N_HWA_K(x, NUM_CLASSES) for x in tensors.predictions[0]], dim=1)
+    classes = NUM_CLASSES + (family == "MultiClassRPN")  # the background
+    logits = torch.cat([permute_to_N_HWA_K(x, classes) for x in tensors.predictions[0]], dim=1)
     dims = 4 * 17 if family == "GFL" else 4
     deltas = torch.cat([permute_to_N_HWA_K(x, dims) for x in tensors.predictions[1]], dim=1)
     anchors = Boxes.cat(model.anchor_generator(tensors.features)).tensor
-    found = tensors.class_logits_at(locations).view(2, count, NUM_CLASSES)
+    found = tensors.class_logits_at(locations).view(2, count, classes)
     assert torch.equal(found, logits) and found.requires_grad
     boxes = tensors.pred_boxes_at(locations).view(2, count, 4)
     for n in range(2):

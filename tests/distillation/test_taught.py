@@ -214,6 +214,17 @@ def test_dense_detectors_are_taught_by_every_method(tmp_path, family):
     assert not [n for n, p in distiller.named_parameters() if p.grad is None]
 
 
+def test_the_lightweight_detector_is_taught_by_imitation_and_distillation(tmp_path):
+    """FGFI's -ID; a detector whose classes share a softmax."""
+    write_teacher(tmp_path, "MultiClassRPN", FPN__OUT_CHANNELS=24)
+    methods = ["FineGrained", "SoftLabels", "RankMimicking"]
+    losses = losses_of(distiller_of(taught_cfg(tmp_path, "MultiClassRPN", methods)))
+    assert losses["loss_fine_grained"] > 0 and losses["loss_soft_labels"] > 0
+    cfg = taught_cfg(tmp_path, "MultiClassRPN", ["PredictionGuided"])
+    with pytest.raises(ValueError, match="needs prediction_maps, which the student MultiClassRPN"):
+        distiller_of(cfg)
+
+
 def test_gfl_does_not_teach_atss(tmp_path):
     """One says class and quality at once, the other the class alone."""
     write_teacher(tmp_path, "GFL")

@@ -57,6 +57,7 @@ DENSE = {
     "RetinaNet": RETINANET,
     **{name: {**RETINANET, **ONE_ANCHOR} for name in ("FCOS", "ATSS", "GFL")},
 }
+DENSE["MultiClassRPN"] = {**RETINANET, "MODEL.RPN.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"]}
 FAMILIES = (*DENSE, "GeneralizedRCNN", "MimicDet")
 
 

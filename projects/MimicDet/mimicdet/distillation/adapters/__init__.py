@@ -1,5 +1,12 @@
 from .base import ADAPTER_REGISTRY, DetectorAdapter, build_adapter
-from .dense import ATSSAdapter, DenseDetectorAdapter, FCOSAdapter, GFLAdapter, RetinaNetAdapter
+from .dense import (
+    ATSSAdapter,
+    DenseDetectorAdapter,
+    FCOSAdapter,
+    GFLAdapter,
+    MultiClassRPNAdapter,
+    RetinaNetAdapter,
+)
 from .mimicdet import MimicDetAdapter
 from .rcnn import GeneralizedRCNNAdapter
 
@@ -12,6 +19,7 @@ __all__ = [
     "GFLAdapter",
     "GeneralizedRCNNAdapter",
     "MimicDetAdapter",
+    "MultiClassRPNAdapter",
     "RetinaNetAdapter",
     "build_adapter",
 ]

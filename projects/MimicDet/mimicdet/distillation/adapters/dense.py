@@ -11,6 +11,7 @@ from torch import Tensor
 from ..tensors import (
     JOINT,
     SIGMOID,
+    SOFTMAX,
     DetectorLayout,
     DetectorTensors,
     Locations,
@@ -38,6 +39,8 @@ class DenseTeacherTensors(DetectorTensors):
 
     @property
     def prediction_maps(self) -> list[Tensor]:
+        if not self._adapter.map_scores:
+            raise self._lacks("prediction_maps")
         return self.predictions[0]
 
     @cached_property
@@ -191,6 +194,20 @@ class GFLAdapter(DenseDetectorAdapter):
     @property
     def box_dims(self) -> int:
         return self.model.box_dim
+
+
+@ADAPTER_REGISTRY.register()
+class MultiClassRPNAdapter(DenseDetectorAdapter):
+    """FGFI's lightweight detector: a softmax an anchor, background last; no map of sigmoids."""
+
+    map_scores = ""
+    class_scores = SOFTMAX
+    teacher_offers = DenseDetectorAdapter.teacher_offers - {"prediction_maps"}
+    student_offers = DenseDetectorAdapter.student_offers - {"prediction_maps"}
+
+    @property
+    def class_dims(self) -> int:
+        return self.model.num_classes + 1
 
 
 @torch.no_grad()
