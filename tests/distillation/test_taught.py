@@ -247,6 +247,21 @@ def test_faster_rcnn_is_taught_by_a_wider_one(tmp_path, methods):
     assert conv.weight.shape == (24, 16, 3, 3) and conv.weight.grad is not None
 
 
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL", "MimicDet"])
+def test_mixed_precision(tmp_path, family):
+    """bfloat16 in student and teacher; the losses stay in float32 and near those in full."""
+    write_teacher(tmp_path, family)
+    half = {"SOLVER__AMP__ENABLED": True, "DISTILLATION__TEACHER__AMP": True}
+    distiller = distiller_of(taught_cfg(tmp_path, family, EVERY_METHOD, **half))
+    losses = losses_of(distiller)
+    full = losses_of(distiller_of(taught_cfg(tmp_path, family, EVERY_METHOD)))
+    for key in TAUGHT_KEYS:
+        assert losses[key].dtype == torch.float32
+        assert losses[key].item() == pytest.approx(full[key].item(), rel=0.5, abs=0.05), key
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)
+
+
 def test_a_mimicdet_is_taught_by_a_mimicdet(tmp_path):
     """RM and PFI from outside beside its own mimic loss: two teachers, one mechanism."""
     write_teacher(tmp_path, "MimicDet")

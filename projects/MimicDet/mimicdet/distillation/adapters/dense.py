@@ -8,6 +8,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ...layers.precision import at_least_float32
 from ..tensors import (
     JOINT,
     SIGMOID,
@@ -55,9 +56,10 @@ class DenseTeacherTensors(DetectorTensors):
         return gather_at(self.predictions[0], self._adapter.class_dims, locations)
 
     def pred_boxes_at(self, locations: Locations) -> Tensor:
+        outputs = gather_at(self.predictions[1], self._adapter.box_dims, locations)
+        # Half precision has too few digits for box coordinates.
         return self._adapter.decode_boxes(
-            gather_at(self.predictions[1], self._adapter.box_dims, locations),
-            torch.cat(self.anchors)[locations.anchors],
+            at_least_float32(outputs), torch.cat(self.anchors)[locations.anchors]
         )
 
 
