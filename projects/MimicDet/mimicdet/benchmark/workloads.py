@@ -8,8 +8,7 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..distillation import Distiller
-from ..distillation.head_mimic import HeadMimic
+from ..distillation import Distiller, HeadMimic, Term, build_adapter
 from ..meta_arch import MimicDet
 
 MODES = ("eval", "train")
@@ -36,7 +35,7 @@ def training_step(model: nn.Module, inputs: list[dict[str, Any]]) -> Callable[[]
     The learning rate is zero: the work is the same, and all measurements see the same model.
     """
     if isinstance(model, MimicDet):
-        model = Distiller(model, [HeadMimic(dual_path=True)])
+        model = Distiller(model, [Term(HeadMimic(dual_path=True))], build_adapter(model, "BGR"))
     model.train()
     optimizer = torch.optim.SGD(
         get_default_optimizer_params(model, base_lr=0.0),
