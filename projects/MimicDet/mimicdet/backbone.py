@@ -51,8 +51,10 @@ class StaggeredFPN(FPN):
         ):
             lateral_features = lateral(bottom_up[feature])
             if top_down is not None:
+                # To this level's size and not by a factor of 2, which is the same for sizes
+                # divisible by size_divisibility: an exporter then has no equality to prove.
                 lateral_features = lateral_features + F.interpolate(
-                    top_down, scale_factor=2.0, mode="nearest"
+                    top_down, size=lateral_features.shape[-2:], mode="nearest"
                 )
             top_down = lateral_features
             if name in wanted:

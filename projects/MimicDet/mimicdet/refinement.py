@@ -146,20 +146,29 @@ class RefinementModule(nn.Module):
 
     def predict(self, features: list[Tensor]) -> RefinementPredictions:
         """features: L x (N, C, Hl, Wl)."""
+        logits, deltas, delta_maps = self.predict_maps(features)
+        anchors, anchor_levels = self._anchors(features)
+        return RefinementPredictions(
+            pred_objectness_logits=logits,
+            pred_anchor_deltas=deltas,
+            delta_maps=delta_maps,
+            anchors=anchors,
+            anchor_levels=anchor_levels,
+        )
+
+    def predict_maps(self, features: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """
+        What does not depend on anchors: logits (N, R), deltas (N, R, 4), and the deltas once more
+        as L x (N, 4, Hl, Wl); see RefinementPredictions.
+        """
         hidden = [self.conv(x) for x in features]
         # Boxes and their order come from these outputs: float32 also under mixed precision.
         with torch.autocast(features[0].device.type, enabled=False):
             hidden = [x.to(self.anchor_deltas.weight.dtype) for x in hidden]
             delta_maps = [self.anchor_deltas(x) for x in hidden]
             logits = [self.objectness_logits(x).flatten(1) for x in hidden]
-        anchors, anchor_levels = self._anchors(features)
-        return RefinementPredictions(
-            pred_objectness_logits=cat(logits, dim=1),
-            pred_anchor_deltas=cat([x.flatten(2).transpose(1, 2) for x in delta_maps], dim=1),
-            delta_maps=delta_maps,
-            anchors=anchors,
-            anchor_levels=anchor_levels,
-        )
+        deltas = cat([x.flatten(2).transpose(1, 2) for x in delta_maps], dim=1)
+        return cat(logits, dim=1), deltas, delta_maps
 
     def _anchors(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Anchors (R, 4) and their levels (R,); those of the last few sizes of maps are kept."""
