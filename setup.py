@@ -33,7 +33,9 @@ REQUIRED = [
     "matplotlib",
     "tensorboard",
 ]
-TEST = ["pytest>=7", "onnx", "onnxruntime"]
+# onnx and onnxscript write the files that ONNX Runtime reads.
+EXPORT = ["onnx>=1.16", "onnxscript>=0.7.1", "onnxruntime>=1.18", "safetensors"]
+TEST = ["pytest>=7", *EXPORT]
 # The formatter's output changes between its releases, hence the narrow range.
 # psutil: Detectron2's tools/benchmark.py.
 DEV = [*TEST, "psutil", "ruff>=0.17,<0.18", "mypy>=1.11"]
@@ -81,11 +83,15 @@ setup(
         *find_packages(SOURCE, include=["mimicdet", "mimicdet.*"]),
         *find_packages(RUNTIME, include=["mimicdet_runtime"]),
     ],
-    package_data={"mimicdet_runtime": ["static/*"]},
+    package_data={
+        "mimicdet.model_zoo": ["registry.json"],
+        "mimicdet_runtime": ["static/*"],
+    },
     entry_points={"console_scripts": ["mimicdet = mimicdet_runtime.cli:main"]},
     install_requires=REQUIRED + opencv_requirement(),
     extras_require={
         "detectron2": read_requirements("detectron2.txt"),
+        "export": EXPORT,
         "test": TEST,
         "dev": DEV,
     },

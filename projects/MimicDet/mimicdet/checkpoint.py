@@ -3,8 +3,9 @@
 import os
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 from torch import nn
+
+from .model_zoo.registry import fetch
 
 
 class MimicCheckpointer(DetectionCheckpointer):
@@ -33,7 +34,7 @@ class MimicCheckpointer(DetectionCheckpointer):
         self._path = path
         if path:
             self._check_readable(path)
-        return super().load(path, *args, **kwargs)
+        return super().load(path.removeprefix("file://"), *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True):
         """As Detectron2's; resuming is strict, since it continues this very model."""
@@ -48,12 +49,18 @@ class MimicCheckpointer(DetectionCheckpointer):
         if "://" not in plain and not os.path.isfile(plain):
             raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path!r}")
         try:
-            PathManager.get_local_path(plain)
+            fetch(plain)
+        except ValueError:  # it is not what was published
+            raise
         except Exception as error:  # a download fails in as many ways as there are protocols
             raise FileNotFoundError(f"MODEL.WEIGHTS: {path!r} cannot be had: {error}") from error
 
     def _load_file(self, filename: str):
         try:
+            if filename.endswith(".safetensors"):
+                from safetensors.torch import load_file
+
+                return {"model": load_file(filename)}
             return super()._load_file(filename)
         except Exception as error:  # a file that is none fails in as many ways as there are formats
             reason = str(error).split(". ")[0].splitlines()[:1] or [type(error).__name__]

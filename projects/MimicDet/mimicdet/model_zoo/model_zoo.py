@@ -3,17 +3,17 @@
 import difflib
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import nn
 
 from ..config import add_mimicdet_config
+from .registry import read_registry
 
 # Where configs/ can lie: inside the package (a built distribution) or at the repository's root.
 _HERE = Path(__file__).resolve().parent
 _CONFIG_FOLDERS = (_HERE / "configs", (_HERE / "../../../../configs").resolve())
-
-# Address of the trained checkpoint of a config, as list_configs() spells it; Detectron2's
-# checkpointer fetches it. Empty: none is published yet.
-_CHECKPOINTS: dict[str, str] = {}
 
 
 def _config_root() -> Path:
@@ -63,7 +63,7 @@ def get_config_file(name: str) -> str:
     return str(_config_root() / _full_name(name))
 
 
-def get_checkpoint(name: str) -> str:
+def get_checkpoint_url(name: str) -> str:
     """
     Address of the trained checkpoint of a config.
 
@@ -72,12 +72,13 @@ def get_checkpoint(name: str) -> str:
         RuntimeError: no checkpoint of it is published.
     """
     full_name = _full_name(name)
-    if full_name not in _CHECKPOINTS:
+    entry = read_registry().get(full_name)
+    if entry is None:
         raise RuntimeError(
             f"No trained checkpoint is published for {full_name}; train it, "
             "then set MODEL.WEIGHTS to its model_final.pth"
         )
-    return _CHECKPOINTS[full_name]
+    return entry["checkpoint"]["url"]
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
@@ -86,7 +87,8 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
     Args:
         name: see get_config_file().
-        trained: True sets MODEL.WEIGHTS to the published checkpoint; False leaves the ImageNet
+        trained: True sets MODEL.WEIGHTS to the published checkpoint, which MimicCheckpointer checks
+            against the registry when it loads it; False leaves the ImageNet
             weights (or none) that training starts from.
 
     Raises:
@@ -97,5 +99,32 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     add_mimicdet_config(cfg)
     cfg.merge_from_file(get_config_file(name))
     if trained:
-        cfg.MODEL.WEIGHTS = get_checkpoint(name)
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
     return cfg
+
+
+def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """
+    A model in evaluation mode.
+
+    Args:
+        name: see get_config_file().
+        trained: load the published checkpoint, checked against the registry; False: random weights.
+        device: None: CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such config, or a copy of the checkpoint that is not the published one.
+        RuntimeError: `trained`, and no checkpoint of it is published.
+    """
+    # Both import this package.
+    from ..checkpoint import load_weights
+    from ..data import register_datasets
+
+    cfg = get_config(name, trained)
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:  # as many as the data have
+        register_datasets(cfg)
+    cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(cfg).eval()
+    if trained:
+        load_weights(model, cfg.MODEL.WEIGHTS)
+    return model
