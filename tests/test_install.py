@@ -264,7 +264,8 @@ def test_detectron2_is_no_plain_requirement(tmp_path):
     plain, *extras = (info / "requires.txt").read_text().split("\n\n")
     assert {"torch", "torchvision", "fvcore", "pycocotools"} <= set(plain.split())
     assert "detectron2" not in plain
-    assert [part.split("]")[0].strip() for part in extras] == ["[detectron2", "[dev", "[test"]
+    names = [part.split("]")[0].strip() for part in extras]
+    assert names == ["[detectron2", "[dev", "[export", "[test"]
     assert COMMIT in extras[0]
 
 
@@ -277,6 +278,7 @@ def test_built_package_carries_the_configs(tmp_path):
         expected and sorted(path.relative_to(built) for path in built.rglob("*.yaml")) == expected
     )
     assert (tmp_path / "mimicdet" / "config.py").is_file()
+    assert (tmp_path / "mimicdet" / "model_zoo" / "registry.json").is_file()
     assert not (ROOT / "projects/MimicDet/mimicdet/model_zoo/configs").exists()
 
 

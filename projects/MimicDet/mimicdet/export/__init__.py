@@ -1,0 +1,15 @@
+"""Deployable graphs of the student: ONNX, TorchScript and torch.export's pt2."""
+
+from .detector import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
+from .formats import FORMATS, load_exported
+from .writer import ExportOptions, export_model
+
+__all__ = [
+    "FORMATS",
+    "INPUT_NAMES",
+    "OUTPUT_NAMES",
+    "ExportOptions",
+    "ExportableDetector",
+    "export_model",
+    "load_exported",
+]

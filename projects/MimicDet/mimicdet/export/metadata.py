@@ -1,0 +1,91 @@
+"""What an exported file says of itself."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+FORMAT_VERSION = 1
+METADATA_KEY = "mimicdet"  # in ONNX's metadata_props and safetensors' header
+METADATA_FILE = "mimicdet.json"  # in the archives of TorchScript and pt2
+
+
+def export_metadata(
+    cfg: CfgNode,
+    class_names: Sequence[str],
+    *,
+    config_name: str,
+    weights_sha256: str,
+    size_divisor: int,
+    precision: str,
+    includes_resize: bool,
+    opset: int | None,
+) -> dict[str, Any]:
+    """
+    The content of the metadata: plain values, for json.
+
+    Args:
+        config_name: name of the config file; weights_sha256: of the file MODEL.WEIGHTS.
+        size_divisor: what the graph pads to.
+        opset: None for formats without one.
+    """
+    from .. import __version__
+
+    score_thresh, nms_thresh = (
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+    )
+    return {
+        "format_version": FORMAT_VERSION,
+        "mimicdet_version": __version__,
+        "class_names": list(class_names),
+        "input_format": cfg.INPUT.FORMAT,
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "pixel_std": list(cfg.MODEL.PIXEL_STD),
+        "resize": {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "interpolation": "bilinear",
+        },
+        "includes_resize": includes_resize,
+        "size_divisor": size_divisor,
+        "score_threshold": score_thresh,
+        "nms_threshold": nms_thresh,
+        "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "precision": precision,
+        "weights_sha256": weights_sha256,
+        "config": config_name,
+        "opset": opset,
+    }
+
+
+def read_metadata(path: str | Path, file_format: str) -> dict[str, Any]:
+    """
+    The metadata of a file that export_model wrote.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    path = Path(path)
+    text: str | bytes | None = None
+    if file_format == "onnx":
+        import onnx
+
+        props = onnx.load(str(path), load_external_data=False).metadata_props
+        text = next((x.value for x in props if x.key == METADATA_KEY), None)
+    else:
+        text = _read_archived(path)
+    if text is None:
+        raise ValueError(f"{path} holds no MimicDet metadata")
+    return json.loads(text)
+
+
+def _read_archived(path: Path) -> bytes | None:
+    """TorchScript and pt2 files are ZIP archives with extra files inside."""
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        name = next((x for x in archive.namelist() if x.endswith("/" + METADATA_FILE)), None)
+        return archive.read(name) if name else None

@@ -1,0 +1,169 @@
+"""From a config and a checkpoint to a file that is known to be right."""
+
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..checkpoint import load_weights
+from ..meta_arch import MimicDet
+from ..model_zoo.registry import file_sha256
+from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
+from .metadata import export_metadata, read_metadata
+from .resize import check_resize
+from .verify import resize_images, sample_images, verify
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the caller chooses; ValueError for what is not known."""
+
+    file_format: str = "onnx"  # a name of FORMATS
+    precision: str = "float32"  # or "float16": see ExportableDetector
+    include_resize: bool = False  # True: the graph resizes one image itself
+    opset: int = DEFAULT_OPSET  # of ONNX
+    sample_images: str = ""  # folder of pictures to verify with; empty: drawn ones
+
+    def __post_init__(self) -> None:
+        for key, value, allowed in (
+            ("format", self.file_format, FORMATS),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{key} {value!r} is not known; it must be one of {allowed}")
+
+
+def export_model(
+    cfg: CfgNode,
+    class_names: Sequence[str],
+    output: str | Path,
+    options: ExportOptions,
+    config_name: str = "",
+) -> dict[str, Any]:
+    """
+    Write the student of the model that cfg and MODEL.WEIGHTS describe, and verify the file.
+
+    The file gets its name only after it has been run on sample images against the eager model.
+
+    Args:
+        cfg: with MODEL.WEIGHTS and the number of classes; the model runs on the CPU.
+        class_names: of the K classes, in order.
+        output: the file to write; replaced where it exists.
+        config_name: for the metadata.
+
+    Returns:
+        the file's metadata.
+
+    Raises:
+        FileNotFoundError: no checkpoint, no sample images.
+        ValueError: a model that is none of MimicDet's students, weights that are not finite, a file
+            that does not agree with the model (ExportMismatch).
+    """
+    output = Path(output)
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"--output: there is no folder {str(output.parent)!r}")
+    if options.file_format == "pt2" and output.suffix != ".pt2":
+        raise ValueError(f"--output: torch.export wants a name in .pt2, got {output.name!r}")
+    sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    if options.include_resize:
+        check_resize(*sizes)
+    images = sample_images(options.sample_images, cfg.INPUT.FORMAT)
+    images = images if options.include_resize else resize_images(images, *sizes)
+    if options.file_format == "pt2":
+        images = [x for x in images if min(x.shape[:2]) >= MIN_CANVAS]
+        if not images:
+            raise ValueError(
+                f"the format pt2 takes images from {MIN_CANVAS} pixels a side on, and at "
+                f"INPUT.MIN_SIZE_TEST {sizes[0]} no sample image is so large"
+            )
+    model = load_student(cfg)
+    metadata = export_metadata(
+        cfg,
+        class_names,
+        config_name=config_name,
+        weights_sha256=file_sha256(cfg.MODEL.WEIGHTS),
+        size_divisor=model.backbone.size_divisibility,
+        precision=options.precision,
+        includes_resize=options.include_resize,
+        opset=options.opset if options.file_format == "onnx" else None,
+    )
+    # Beside the output, so that it can be moved; of its name, which some formats write down.
+    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=output.parent) as folder:
+        temporary = Path(folder) / output.name
+        WRITERS[options.file_format](model, temporary, metadata)
+        check_content(temporary, options.file_format, metadata)
+        count = verify(load_exported(temporary, options.file_format), model, images, metadata)
+        os.replace(temporary, output)
+    logger.info("%s agrees with the model on %d images, %d detections", output, len(images), count)
+    if not count:
+        logger.warning("the model found nothing in the sample images: give it --sample-images DIR")
+    return metadata
+
+
+def load_student(cfg: CfgNode) -> MimicDet:
+    """The model in evaluation on the CPU, checked: a student, with finite weights."""
+    if cfg.MODEL.META_ARCHITECTURE != "MimicDet":
+        raise ValueError(
+            f"only MimicDet can be exported, MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}"
+        )
+    if cfg.MODEL.MIMICDET.EVAL_HEAD != "student" or not cfg.MODEL.MIMICDET.STUDENT.ENABLED:
+        raise ValueError(
+            "only the student can be exported: MODEL.MIMICDET.EVAL_HEAD must be 'student' and "
+            "MODEL.MIMICDET.STUDENT.ENABLED True"
+        )
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: name the checkpoint to export")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg).eval()
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    check_finite(model, cfg.MODEL.WEIGHTS)
+    return model
+
+
+def check_finite(model: nn.Module, path: str) -> None:
+    """ValueError that names the first parameter or buffer with a NaN or an infinity."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+
+
+def check_content(path: Path, file_format: str, metadata: dict[str, Any]) -> None:
+    """ValueError where the file lacks its metadata, or holds a parameter of the T-head."""
+    if read_metadata(path, file_format) != metadata:
+        raise ValueError(f"{path.name}: the metadata did not get into the file")
+    found = [name for name in tensor_names(path, file_format) if "roi_heads" in name]
+    if found:
+        raise ValueError(f"{path.name}: the T-head got into the file: {found[0]}")
+
+
+def tensor_names(path: Path, file_format: str) -> list[str]:
+    """Names of the weights in a written file."""
+    if file_format == "onnx":
+        import onnx
+
+        return [x.name for x in onnx.load(str(path)).graph.initializer]
+    if file_format == "torchscript":
+        module = torch.jit.load(str(path), map_location="cpu")
+        return [name for name, _ in module.named_parameters()] + [
+            name for name, _ in module.named_buffers()
+        ]
+    with zipfile.ZipFile(path) as archive:  # torch.export.load takes long
+        name = next(x for x in archive.namelist() if x.endswith("/model_weights_config.json"))
+        return list(json.loads(archive.read(name))["config"])
