@@ -21,6 +21,7 @@ from mimicdet.benchmark import (
 )
 from mimicdet.benchmark import cli as command_line
 from mimicdet.benchmark.calibration import standardise
+from mimicdet.benchmark.detectors import CASES
 from mimicdet.benchmark.inputs import BOXES_PER_IMAGE, image_size, make_inputs
 from mimicdet.benchmark.memory import MemoryTask, measure_memory
 from mimicdet.benchmark.observe import count_flops, observe
@@ -431,3 +432,30 @@ def test_ways_to_sample_agree_and_are_all_measured(train, monkeypatch):
     monkeypatch.setitem(sampling.WAYS, "grid_sample", lambda *x: 2 * sampling.by_grid_sample(*x))
     with pytest.raises(RuntimeError, match="grid_sample does not agree"):
         sampling.measure(problem, train, repeats=1)
+
+
+def test_onnx_row_detects_what_the_model_detects(mimicdet):
+    """And torch leaves it the images of different sizes as they are."""
+    batch = [*inputs(), {"image": inputs()[0]["image"][:, :40, :56]}]
+    with torch.no_grad():
+        expected = [x["instances"] for x in mimicdet(batch)]
+    boxes, scores, _, counts = CASES["mimicdet-onnx"].prepare(mimicdet)(batch)
+    assert counts.tolist() == [len(x) for x in expected] and min(counts) > 10
+    for i, result in enumerate(expected):
+        found = torch.from_numpy(scores[i, : counts[i]])
+        torch.testing.assert_close(found, result.scores, atol=1e-4, rtol=0)
+        assert boxes[i, : counts[i]].max() <= max(result.image_size)
+
+
+def test_onnx_row_is_of_the_cpu_and_of_inference(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = ["--detectors", "mimicdet-onnx"]
+    assert command_line.main([*asked, "--device", "cuda"]) == 2
+    assert "mimicdet-onnx is measured on the CPU alone" in capsys.readouterr().err
+    monkeypatch.setattr(command_line, "find_spec", lambda name: None)
+    assert command_line.main(asked) == 2
+    assert "needs onnx, onnxscript, onnxruntime" in capsys.readouterr().err
+    groups = make_groups(
+        ["train"], ["R-18"], [3], [64], {"train": [1]}, ["mimicdet-onnx", "mimicdet"], **COMMON
+    )
+    assert [g.cases for g in groups] == [("mimicdet",)]

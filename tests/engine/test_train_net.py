@@ -165,6 +165,16 @@ def test_eval_only_of_the_teacher(data, trained, tmp_path, monkeypatch):
     assert 0 < teacher["AP"] != student["AP"] > 0
 
 
+def test_several_test_sets_keep_their_detections_apart(data, trained, tmp_path):
+    other = tiny_run.write_coco(tmp_path / "other")
+    opts = ["MODEL.WEIGHTS", trained.output / "model_final.pth", "OUTPUT_DIR", tmp_path / "output"]
+    sets = ["DATASETS.TEST", f"('{data.address}','{other}')"]
+    found = results("--config-file", data.config, "--eval-only", *opts, *sets)
+    assert len(found) == 2
+    files = (tmp_path / "output" / "inference").glob("*/coco_instances_results.json")
+    assert len(list(files)) == 2
+
+
 def test_eval_only_with_tta(data, trained, tmp_path):
     opts = ["MODEL.WEIGHTS", trained.output / "model_final.pth", "OUTPUT_DIR", tmp_path]
     tta = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,128)", "TEST.AUG.MAX_SIZE", "320"]

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _FULL: dict[str, Any] = {
     "batch": [1],
     "train_batch": [2],
     "mode": ["eval"],
-    "detectors": list(CASES),
+    "detectors": [name for name, case in CASES.items() if case.form != "onnx"],
     "repeats": 15,
     "warmup": 2,
     "nms_boxes": 1000,
@@ -98,7 +99,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     check_names("device", [args.device], ("cpu", "cuda"))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: there is no CUDA device; --device cpu measures here")
+    if any(CASES[name].form == "onnx" for name in args.detectors):
+        _check_onnx(args.device)
     return args
+
+
+def _check_onnx(device: str) -> None:
+    if device != "cpu":
+        raise ValueError("--detectors mimicdet-onnx is measured on the CPU alone")
+    missing = [x for x in ("onnx", "onnxscript", "onnxruntime") if not find_spec(x)]
+    if missing:
+        raise ValueError(
+            f"--detectors mimicdet-onnx needs {', '.join(missing)}: install the extra 'export'"
+        )
 
 
 def _beside(path: str, suffix: str) -> str:

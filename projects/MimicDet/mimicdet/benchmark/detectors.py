@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from .. import model_zoo
+from ..inference import optimize_for_inference
+from .onnx_model import OnnxModel
 
 BACKBONES = {"R-18": 18, "R-50": 50, "R-101": 101}
 _SEED = 0
@@ -54,10 +56,19 @@ class Detector:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the tables: a detector, as it comes or prepared by optimize_for_inference."""
+    """
+    A row of the tables: a detector, as it comes, prepared by optimize_for_inference, or exported
+    and run by ONNX Runtime on the CPU.
+    """
 
     detector: str
-    optimized: bool = False
+    form: str = "plain"  # or "optimized", "onnx"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The detector's model in this form."""
+        if self.form == "optimized":
+            return optimize_for_inference(model)
+        return OnnxModel(model) if self.form == "onnx" else model
 
 
 class BackboneOnly(nn.Module):
@@ -178,9 +189,10 @@ DETECTORS: dict[str, Detector] = {
 CASES: dict[str, Case] = {
     **{name: Case(name) for name in DETECTORS},
     **{
-        f"{name}-optimized": Case(name, optimized=True)
+        f"{name}-optimized": Case(name, "optimized")
         for name in ("mimicdet", "mimicdet-dense", "retinanet", "backbone")
     },
+    "mimicdet-onnx": Case("mimicdet", "onnx"),
 }
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from ..inference import optimize_for_inference
 from .detectors import CASES, ModelSettings, build_detector
 from .inputs import make_inputs
 from .workloads import make_workload
@@ -64,8 +63,7 @@ def run_task(task: MemoryTask) -> Memory:
     case = CASES[task.case]
     model = build_detector(case.detector, task.model)
     model.load_state_dict(torch.load(task.state_file, weights_only=True))
-    if case.optimized:
-        model = optimize_for_inference(model)
+    model = case.prepare(model)
     work = make_workload(
         task.mode, model, make_inputs(task.size, task.batch, task.model.num_classes)
     )

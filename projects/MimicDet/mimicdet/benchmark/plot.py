@@ -8,9 +8,10 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .detectors import CASES
 from .timing import summarize
 
-# One colour a detector; what is prepared for inference is dashed.
+# One colour a detector; what is prepared for inference is dashed, or dotted in ONNX Runtime.
 _COLORS = {
     "mimicdet": "#1f77ff",
     "mimicdet-dense": "#944ddb",
@@ -19,7 +20,7 @@ _COLORS = {
     "faster-rcnn": "#d62728",
     "backbone": "#7f7f7f",
 }
-_OPTIMIZED = "-optimized"
+_LINES = {"plain": "-", "optimized": "--", "onnx": ":"}
 
 
 def latency_curves(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, list]]:
@@ -61,8 +62,8 @@ def build_figure(results: dict[str, Any]) -> Figure:
                 medians,
                 yerr=(below, above),
                 label=name,
-                color=_COLORS.get(name.removesuffix(_OPTIMIZED)),
-                linestyle="--" if name.endswith(_OPTIMIZED) else "-",
+                color=_COLORS.get(CASES[name].detector),
+                linestyle=_LINES[CASES[name].form],
                 marker="o",
                 markersize=3.5,
                 capsize=2,

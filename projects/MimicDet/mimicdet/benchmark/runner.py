@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..inference import optimize_for_inference
+from ..meta_arch import MimicDet
 from .calibration import calibrate
 from .detectors import CASES, DETECTORS, ModelSettings, build_detector
 from .inputs import image_size, make_inputs
@@ -76,7 +76,7 @@ def make_groups(
     for mode, backbone, classes, side in itertools.product(
         modes, backbones, class_counts, short_sides
     ):
-        chosen = tuple(c for c in cases if mode == "eval" or not CASES[c].optimized)
+        chosen = tuple(c for c in cases if mode == "eval" or CASES[c].form == "plain")
         for batch in batches[mode] if chosen else ():
             groups.append(Group(mode, backbone, classes, side, batch, chosen, **common))
     return groups
@@ -120,12 +120,14 @@ def run_group(group: Group, device: str, threads: int) -> dict[str, Any]:
     facts = {name: _facts(name, models[name], detectors, inputs) for name in group.cases}
     if group.memory:
         for name in group.cases:
+            if CASES[name].form == "onnx":  # the process would show what the export needed
+                continue
             facts[name]["memory_mib"] = _memory(name, group, settings, threads, detectors)
     synchronize = synchronizer(device)
     work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
     clocks = {}
     if group.stages and group.mode == "eval":
-        watched = [c for c in group.cases if CASES[c].detector.startswith("mimicdet")]
+        watched = [c for c in group.cases if isinstance(models[c], MimicDet)]
         clocks = {name: StageClock(models[name], synchronize) for name in watched}
         work.update({f"{c}, stages": partial(clock.measure, inputs) for c, clock in clocks.items()})
     seconds = interleave(work, group.repeats, group.warmup, synchronize)
@@ -146,8 +148,7 @@ def _calibrated_detectors(
 
 
 def _case_model(name: str, detectors: dict[str, nn.Module]) -> nn.Module:
-    model = detectors[CASES[name].detector]
-    return optimize_for_inference(model) if CASES[name].optimized else model
+    return CASES[name].prepare(detectors[CASES[name].detector])
 
 
 def _facts(
@@ -155,6 +156,8 @@ def _facts(
 ) -> dict[str, Any]:
     """What one forward pass in evaluation does, an image, and what the model holds."""
     detector = CASES[name].detector
+    if CASES[name].form == "onnx":  # PyTorch sees none of its operators: those it was made from
+        model = detectors[detector]
     seen = observe(model, inputs, DETECTORS[detector].score_thresh(detectors[detector]))
     return {
         "passed_boxes": seen.passed_boxes / len(inputs),

@@ -150,6 +150,7 @@ CPU_TARGETS = [
         Target(f"S-head + post-processing / total, {variant}", 0.08, _head_share(case))
         for variant, case in _CASES.items()
     ],
+    Target("ONNX Runtime / optimized model", 0.80, _time("mimicdet-onnx", "mimicdet-optimized")),
     Target("dense S-head / sparse S-head", 20, _dense_to_sparse, at_least=True),
     *_training(2, {"faster-rcnn": 1.10, "retinanet": 0.85}),
     Target(

@@ -26,7 +26,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 
 from ..checkpoint import MimicCheckpointer
-from ..data import MimicDatasetMapper
+from ..data import MimicDatasetMapper, output_name
 from ..data.kitti_evaluation import KittiEvaluator
 from ..distillation import DistillationState, build_distiller
 from .hooks import BestCheckpointer
@@ -109,6 +109,8 @@ class MimicTrainer(DefaultTrainer):
         """COCO's, Pascal VOC's or KITTI's metric, as the data set's metadata say."""
         if output_folder is None:
             output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:  # each would write coco_instances_results.json
+            output_folder = os.path.join(output_folder, output_name(dataset_name))
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         if evaluator_type == "coco":
             return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
