@@ -21,14 +21,14 @@ from mimicdet.benchmark import (
 )
 from mimicdet.benchmark import cli as command_line
 from mimicdet.benchmark.calibration import standardise
-from mimicdet.benchmark.detectors import CASES
+from mimicdet.benchmark.detectors import CASES, DEFAULT_CASES
 from mimicdet.benchmark.inputs import BOXES_PER_IMAGE, image_size, make_inputs
 from mimicdet.benchmark.memory import MemoryTask, measure_memory
 from mimicdet.benchmark.observe import count_flops, observe
 from mimicdet.benchmark.plot import latency_curves, plot_latency
 from mimicdet.benchmark.report import format_report
 from mimicdet.benchmark.results import continue_results, find_group, new_results, write_results
-from mimicdet.benchmark.runner import make_groups, run_groups
+from mimicdet.benchmark.runner import make_groups, run_group, run_groups
 from mimicdet.benchmark.stages import STAGES, StageClock
 from mimicdet.benchmark.timing import Spread, median_ratio, summarize
 from mimicdet.benchmark.workloads import make_workload
@@ -366,6 +366,10 @@ def test_find_group_needs_all_settings_to_agree():
     results = known_results()
     assert find_group(results, {"mode": "train", "batch": 2}) is results["groups"][3]
     assert find_group(results, {"mode": "train", "batch": 1}) is None
+    # Of several groups of the same settings the one that has the cases.
+    results["groups"].append({**results["groups"][0], "cases": {"mimicdet-onnx": {}}})
+    assert find_group(results, {"short_side": 800}, ["mimicdet-onnx"]) is results["groups"][-1]
+    assert find_group(results, {"short_side": 800}, ["mimicdet", "mimicdet-onnx"]) is None
 
 
 # ---------------------------------------------------------------- command line
@@ -434,17 +438,33 @@ def test_ways_to_sample_agree_and_are_all_measured(train, monkeypatch):
         sampling.measure(problem, train, repeats=1)
 
 
-def test_onnx_row_detects_what_the_model_detects(mimicdet):
-    """And torch leaves it the images of different sizes as they are."""
-    batch = [*inputs(), {"image": inputs()[0]["image"][:, :40, :56]}]
-    with torch.no_grad():
-        expected = [x["instances"] for x in mimicdet(batch)]
-    boxes, scores, _, counts = CASES["mimicdet-onnx"].prepare(mimicdet)(batch)
-    assert counts.tolist() == [len(x) for x in expected] and min(counts) > 10
-    for i, result in enumerate(expected):
-        found = torch.from_numpy(scores[i, : counts[i]])
-        torch.testing.assert_close(found, result.scores, atol=1e-4, rtol=0)
-        assert boxes[i, : counts[i]].max() <= max(result.image_size)
+def test_onnx_row_gives_the_file_one_canvas_of_all_images(monkeypatch):
+    """What the exporter writes is tested in tests/export; here the file returns what it gets."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    names = ["images", "image_sizes"]
+
+    def write_echo(model, path, metadata):
+        kinds, ranks = [onnx.TensorProto.FLOAT, onnx.TensorProto.INT64], [4, 2]
+        infos = [
+            [
+                onnx.helper.make_tensor_value_info(name + end, kind, [None] * rank)
+                for name, kind, rank in zip(names, kinds, ranks)
+            ]
+            for end in ("", "_out")
+        ]
+        nodes = [onnx.helper.make_node("Identity", [x], [x + "_out"]) for x in names]
+        graph = onnx.helper.make_graph(nodes, "echo", *infos)
+        opset = onnx.helper.make_opsetid("", metadata["opset"])
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
+
+    monkeypatch.setattr("mimicdet.export.formats.write_onnx", write_echo)
+    small, wide = torch.ones(3, 4, 5), torch.full((3, 2, 7), 9, dtype=torch.uint8)
+    model = CASES["mimicdet-onnx"].prepare(torch.nn.Identity())
+    canvas, sizes = model([{"image": small}, {"image": wide}])
+    assert sizes.tolist() == [[4, 5], [2, 7]] and canvas.shape == (2, 3, 4, 7)
+    assert (canvas[0, :, :, :5] == 1).all() and (canvas[1, :, :2] == 9).all()
+    assert canvas.sum() == small.sum() + wide.sum()
 
 
 def test_onnx_row_is_of_the_cpu_and_of_inference(monkeypatch, capsys):
@@ -459,3 +479,17 @@ def test_onnx_row_is_of_the_cpu_and_of_inference(monkeypatch, capsys):
         ["train"], ["R-18"], [3], [64], {"train": [1]}, ["mimicdet-onnx", "mimicdet"], **COMMON
     )
     assert [g.cases for g in groups] == [("mimicdet",)]
+
+
+def test_class_counts_are_measured_side_by_side(monkeypatch):
+    def untimed(work, *_):
+        return dict.fromkeys(work, [1.0])
+
+    monkeypatch.setattr("mimicdet.benchmark.runner.interleave", untimed)
+    cases = ("mimicdet-3-classes", "mimicdet-1203-classes")
+    (group,) = make_groups(["eval"], ["R-18"], [80], [64], {"eval": [1]}, cases, **COMMON)
+    facts = run_group(group, "cpu", 1)["cases"]
+    few, many = (facts[name]["parameters"] for name in cases)
+    # The S-head's and the T-head's 1024-d class features, each with a bias.
+    assert many - few == 2 * 1200 * 1025
+    assert not set(cases) & set(DEFAULT_CASES)

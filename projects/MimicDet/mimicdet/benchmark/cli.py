@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .detectors import BACKBONES, CASES, check_names
+from .detectors import BACKBONES, CASES, DEFAULT_CASES, check_names
 from .plot import plot_latency
 from .report import format_report, write_report
 from .results import continue_results, new_results, read_results, write_results
@@ -24,7 +24,7 @@ _FULL: dict[str, Any] = {
     "batch": [1],
     "train_batch": [2],
     "mode": ["eval"],
-    "detectors": [name for name, case in CASES.items() if case.form != "onnx"],
+    "detectors": DEFAULT_CASES,
     "repeats": 15,
     "warmup": 2,
     "nms_boxes": 1000,
@@ -46,7 +46,7 @@ The tables, and with --plot a picture, can be written anew from a file of result
 A long job writes after each group of measurements; --resume goes on with what is missing, and adds
 what is asked for now to what is there:
     tools/benchmark.py --output results.json --stages --memory
-    tools/benchmark.py --output results.json --resume --classes 3 1203 --sizes 800 --backbones R-50
+    tools/benchmark.py --output results.json --resume --sizes 400 600 --backbones R-50
 """
 
 

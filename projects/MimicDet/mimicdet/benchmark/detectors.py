@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2 import model_zoo as detectron2_zoo
@@ -63,6 +63,13 @@ class Case:
 
     detector: str
     form: str = "plain"  # or "optimized", "onnx"
+    num_classes: int | None = None  # None: those of the group
+
+    def settings(self, of_group: ModelSettings) -> ModelSettings:
+        """Of this case's model."""
+        if self.num_classes is None:
+            return of_group
+        return replace(of_group, num_classes=self.num_classes)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The detector's model in this form."""
@@ -193,7 +200,17 @@ CASES: dict[str, Case] = {
         for name in ("mimicdet", "mimicdet-dense", "retinanet", "backbone")
     },
     "mimicdet-onnx": Case("mimicdet", "onnx"),
+    # Class counts side by side: between two groups the machine itself may change by more.
+    **{
+        f"mimicdet{suffix}-{count}-classes": Case("mimicdet", form, count)
+        for suffix, form in (("", "plain"), ("-optimized", "optimized"))
+        for count in (3, 1203)
+    },
 }
+# What is compared where nothing else is asked for.
+DEFAULT_CASES = [
+    name for name, case in CASES.items() if case.form != "onnx" and case.num_classes is None
+]
 
 
 def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,12 @@ def continue_results(old: dict[str, Any], new: dict[str, Any], path: str) -> dic
     return {**old, "date": new["date"], "commands": commands}
 
 
-def find_group(results: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The group that was measured with all of these settings; others of a group may be any."""
+def find_group(
+    results: dict[str, Any], settings: dict[str, Any], cases: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """The first group with all of these settings and cases; its others may be any."""
     for group in results["groups"]:
-        if all(group["settings"].get(key) == value for key, value in settings.items()):
+        alike = all(group["settings"].get(key) == value for key, value in settings.items())
+        if alike and group["cases"].keys() >= set(cases):
             return group
     return None

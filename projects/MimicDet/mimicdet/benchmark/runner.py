@@ -14,7 +14,7 @@ from torch import nn
 
 from ..meta_arch import MimicDet
 from .calibration import calibrate
-from .detectors import CASES, DETECTORS, ModelSettings, build_detector
+from .detectors import CASES, DETECTORS, Case, ModelSettings, build_detector
 from .inputs import image_size, make_inputs
 from .memory import MemoryTask, measure_memory
 from .observe import count_flops, observe
@@ -116,13 +116,15 @@ def run_group(group: Group, device: str, threads: int) -> dict[str, Any]:
     settings = ModelSettings(group.backbone, group.num_classes, device)
     inputs = make_inputs(group.size, group.batch, group.num_classes)
     detectors = dict(_calibrated_detectors(group, settings, inputs))
-    models = {name: _case_model(name, detectors) for name in group.cases}
-    facts = {name: _facts(name, models[name], detectors, inputs) for name in group.cases}
+    models = {name: CASES[name].prepare(model) for name, model in detectors.items()}
+    facts = {
+        name: _facts(CASES[name], model, detectors[name], inputs) for name, model in models.items()
+    }
     if group.memory:
         for name in group.cases:
             if CASES[name].form == "onnx":  # the process would show what the export needed
                 continue
-            facts[name]["memory_mib"] = _memory(name, group, settings, threads, detectors)
+            facts[name]["memory_mib"] = _memory(name, group, settings, threads, detectors[name])
     synchronize = synchronizer(device)
     work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
     clocks = {}
@@ -141,24 +143,23 @@ def run_group(group: Group, device: str, threads: int) -> dict[str, Any]:
 def _calibrated_detectors(
     group: Group, settings: ModelSettings, inputs: list[dict[str, Any]]
 ) -> Iterator[tuple[str, nn.Module]]:
-    for name in dict.fromkeys(CASES[case].detector for case in group.cases):
-        model = build_detector(name, settings)
-        calibrate(DETECTORS[name], model, inputs, group.nms_boxes)
-        yield name, model
-
-
-def _case_model(name: str, detectors: dict[str, nn.Module]) -> nn.Module:
-    return CASES[name].prepare(detectors[CASES[name].detector])
+    """One model for all cases that share it, by name of case."""
+    built: dict[tuple[str, ModelSettings], nn.Module] = {}
+    for name in group.cases:
+        key = CASES[name].detector, CASES[name].settings(settings)
+        if key not in built:
+            built[key] = build_detector(*key)
+            calibrate(DETECTORS[key[0]], built[key], inputs, group.nms_boxes)
+        yield name, built[key]
 
 
 def _facts(
-    name: str, model: nn.Module, detectors: dict[str, nn.Module], inputs: list[dict[str, Any]]
+    case: Case, model: nn.Module, detector: nn.Module, inputs: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What one forward pass in evaluation does, an image, and what the model holds."""
-    detector = CASES[name].detector
-    if CASES[name].form == "onnx":  # PyTorch sees none of its operators: those it was made from
-        model = detectors[detector]
-    seen = observe(model, inputs, DETECTORS[detector].score_thresh(detectors[detector]))
+    if case.form == "onnx":  # PyTorch sees none of its operators: those it was made from
+        model = detector
+    seen = observe(model, inputs, DETECTORS[case.detector].score_thresh(detector))
     return {
         "passed_boxes": seen.passed_boxes / len(inputs),
         "nms_boxes": seen.nms_boxes / len(inputs),
@@ -174,10 +175,11 @@ def _memory(
     group: Group,
     settings: ModelSettings,
     threads: int,
-    detectors: dict[str, nn.Module],
+    detector: nn.Module,
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         state_file = str(Path(folder) / "state.pth")
-        torch.save(detectors[CASES[name].detector].state_dict(), state_file)
+        torch.save(detector.state_dict(), state_file)
+        settings = CASES[name].settings(settings)
         task = MemoryTask(name, group.mode, settings, group.size, group.batch, threads, state_file)
         return asdict(measure_memory(task))
