@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Train configs with several seeds each and tabulate AP, mean and spread."""
+
+import sys
+
+from mimicdet.comparison import main
+
+if __name__ == "__main__":
+    sys.exit(main())
