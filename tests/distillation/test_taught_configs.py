@@ -1,42 +1,148 @@
 """Every yaml of configs/Distillation that names a teacher: both fit, the files are there."""
 
+import functools
+from collections import Counter
+
 import pytest
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from mimicdet import DISTILLATION_REGISTRY, model_zoo
 from mimicdet.data.datasets import set_num_classes
-from mimicdet.distillation import build_adapter, check_distillation_config
+from mimicdet.distillation import DetectorAdapter, build_adapter, check_distillation_config
 from mimicdet.distillation.pairing import check_pair
 from tests.helpers import REPOSITORY
+from tests.test_configs import flatten
 
+CONFIGS = {
+    name.removesuffix(".yaml"): model_zoo.get_config(name) for name in model_zoo.list_configs()
+}
 PAIRS = [
     name
-    for name in model_zoo.list_configs()
-    if name.startswith("Distillation/") and model_zoo.get_config(name).DISTILLATION.METHODS
+    for name, cfg in CONFIGS.items()
+    if name.startswith("Distillation/") and cfg.DISTILLATION.METHODS
 ]
+RM, PFI = "Distillation/rank_mimicking_pfi/", ("RankMimicking", "PredictionGuided")
+FGFI = "Distillation/fine_grained/"
+METHODS = [name for name, x in DISTILLATION_REGISTRY if x.default_config() is not None]
+_ADAPTERS: dict[str, DetectorAdapter] = {}
 
 
-def test_there_are_pairs():
-    assert len(PAIRS) >= 3
+def without_teaching(cfg: CfgNode) -> dict[str, object]:
+    """What is left of a config without its node DISTILLATION and its output folder."""
+    return {
+        key: value
+        for key, value in flatten(cfg).items()
+        if not key.startswith("DISTILLATION.") and key != "OUTPUT_DIR"
+    }
+
+
+@functools.cache
+def settings_alone() -> list[dict[str, object]]:
+    """The settings of every config without a teacher."""
+    return [without_teaching(cfg) for cfg in CONFIGS.values() if not cfg.DISTILLATION.METHODS]
+
+
+def teaching(name: str) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The methods of a pair, and the settings of these that are not the defaults."""
+    node, default = CONFIGS[name].DISTILLATION, model_zoo.get_config("Base-MimicDet").DISTILLATION
+    changed = {
+        f"{method}.{key}": value
+        for method in METHODS
+        for key, value in node[method].items()
+        if value != default[method][key]
+    }
+    return tuple(node.METHODS), changed
+
+
+def adapter_of(cfg: CfgNode) -> DetectorAdapter:
+    """The detector's adapter, shallow: depth beyond 50 and the width of its head fit any other."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.DEPTH = min(cfg.MODEL.RESNETS.DEPTH, 50)
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+        set_num_classes(cfg, 3)
+    key = cfg.MODEL.dump() + cfg.INPUT.FORMAT
+    if key not in _ADAPTERS:
+        _ADAPTERS[key] = build_adapter(build_model(cfg), cfg.INPUT.FORMAT)
+    return _ADAPTERS[key]
+
+
+def test_every_row_of_the_papers_is_there():
+    rows = Counter(name.removeprefix(RM).split("_")[0] for name in PAIRS if RM in name)
+    # Tables 1 and 2; RetinaNet also Tables 3 (2 x 3), 4 (1), 6 (5) and 7 (3), GFL also Table 5 (4).
+    assert rows == {"retinanet": 4 + 6 + 1 + 5 + 3, "fcos": 4, "atss": 3, "gfl": 4 + 4}
+    rows = Counter(name.removeprefix(FGFI).split("_")[0] for name in PAIRS if FGFI in name)
+    # Table 1 (2 of -I, 4 more at 0.25x), Fig. 6 (a) at two widths, Fig. 3's thresholds; Tables 2-5.
+    assert rows == {"shuffledet": 6 + 2 * 6 + 2, "faster": 5}
+
+
+@pytest.mark.parametrize(
+    "name, methods, settings",
+    [
+        (f"{RM}retinanet_R_50_teaches_R_18_rm_pfi_1x", PFI, {}),
+        (f"{RM}fcos_R_50_teaches_R_18_rm_1x", PFI[:1], {}),
+        (f"{RM}atss_R_50_teaches_R_18_pfi_1x", PFI[1:], {}),
+        (f"{RM}gfl_R_50_teaches_R_18_soft_labels_1x", ("SoftLabels",), {}),
+        (
+            f"{RM}retinanet_R_50_teaches_R_18_rm_cls_1x",
+            PFI[:1],
+            {"RankMimicking.BOX_RANK": False},
+        ),
+        (f"{RM}gfl_R_50_teaches_R_18_whole_map_1x", ("FeatureImitation",), {}),
+        (
+            f"{RM}gfl_R_50_teaches_R_18_gt_mask_1x",
+            ("FeatureImitation",),
+            {"FeatureImitation.MASK": "boxes"},
+        ),
+        (f"{FGFI}shuffledet_1x_teaches_0.25x_imitation_kitti", ("FineGrained",), {}),
+        (
+            f"{FGFI}shuffledet_1x_teaches_0.5x_psi_0.2_kitti",
+            ("FineGrained",),
+            {"FineGrained.PSI": 0.2},
+        ),
+        (
+            f"{FGFI}shuffledet_1x_teaches_0.25x_iou_0.8_kitti",
+            ("FineGrained",),
+            {"FineGrained.REGION": "iou_threshold", "FineGrained.IOU_THRESHOLD": 0.8},
+        ),
+        (
+            f"{FGFI}shuffledet_1x_teaches_0.25x_imitation_soft_labels_kitti",
+            ("FineGrained", "SoftLabels"),
+            {},
+        ),
+    ],
+)
+def test_a_row_teaches_by_its_methods(name, methods, settings):
+    assert teaching(name) == (methods, settings)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_student_trains_as_it_does_alone(name):
+    """Data, schedule and model are those of a config without a teacher."""
+    assert without_teaching(CONFIGS[name]) in settings_alone()
+
+
+def test_no_run_writes_over_another():
+    folders = Counter(CONFIGS[name].OUTPUT_DIR for name in PAIRS)
+    assert max(folders.values()) == 1
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_commands_fit_together(name):
     """The teacher's config is in this repository and leaves its weights where the student looks."""
-    cfg = model_zoo.get_config(name)
+    cfg = CONFIGS[name]
     check_distillation_config(cfg)
     teacher = cfg.DISTILLATION.TEACHER
     assert (REPOSITORY / teacher.CONFIG_FILE).is_file()
-    teacher_cfg = model_zoo.get_config(teacher.CONFIG_FILE.removeprefix("configs/"))
+    teacher_cfg = CONFIGS[teacher.CONFIG_FILE.removeprefix("configs/").removesuffix(".yaml")]
     assert teacher.WEIGHTS == f"{teacher_cfg.OUTPUT_DIR}/model_final.pth"
     assert cfg.OUTPUT_DIR != teacher_cfg.OUTPUT_DIR
     assert cfg.INPUT.FORMAT == teacher_cfg.INPUT.FORMAT
-    adapters = []
-    for part in (cfg, teacher_cfg):
-        part.MODEL.DEVICE = "cpu"
-        if part.MODEL.ROI_HEADS.NUM_CLASSES == 0:
-            set_num_classes(part, 3)
-        adapters.append(build_adapter(build_model(part), part.INPUT.FORMAT))
+    assert cfg.DATASETS == teacher_cfg.DATASETS
+    adapters = [adapter_of(x) for x in (cfg, teacher_cfg)]
     layouts = [x.layout for x in adapters]
     methods = [DISTILLATION_REGISTRY.get(x)(cfg, *layouts) for x in cfg.DISTILLATION.METHODS]
     check_pair(methods, *adapters)
