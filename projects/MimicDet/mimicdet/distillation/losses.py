@@ -54,6 +54,11 @@ def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor, num_objects: in
     return (theirs.exp() * (theirs - ours)).sum() / max(num_objects, 1)
 
 
+def channel_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """RM+PFI's Eq. 7 and 8: squared difference of (N, C, H, W) maps, mean over C: (N, H, W)."""
+    return _squared_gap(student, teacher).mean(dim=1)
+
+
 def prediction_guided_loss(
     features: Sequence[tuple[Tensor, Tensor]], scores: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
@@ -67,9 +72,8 @@ def prediction_guided_loss(
     """
     total = features[0][0].new_zeros((), dtype=torch.float32)
     for (student, teacher), (student_scores, teacher_scores) in zip(features, scores):
-        feature_gap = _squared_gap(student, teacher).mean(dim=1)
-        prediction_gap = _squared_gap(student_scores, teacher_scores).mean(dim=1)
-        total = total + (prediction_gap * feature_gap).square().mean()
+        gaps = channel_gap(student, teacher), channel_gap(student_scores, teacher_scores)
+        total = total + (gaps[0] * gaps[1]).square().mean()
     return total / len(features)
 
 

@@ -1,0 +1,194 @@
+"""The pictures of distillation, drawn from the records of distillation.py with matplotlib."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from .distillation import ChannelVariance, DifferenceMaps, ObjectRanks, RankSignal, Region
+
+_STUDENT, _TEACHER, _TRUTH, _MASK = "#ff7f0e", "#1f77ff", "#1b9e47", "#d62728"
+_CELL = 2.7  # inches, the width of one picture in a grid
+
+
+def draw_regions(
+    image: np.ndarray, gt_boxes: Tensor, regions: Sequence[Region], strides: Sequence[int]
+) -> Figure:
+    """
+    FGFI's Fig. 3: a row for each level, a column for each rule, the region in red over the image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; gt_boxes: (G, 4) XYXY.
+    """
+    figure, grid = _image_grid(image, len(strides), 1 + len(regions))
+    for row, stride in enumerate(strides):
+        _show(grid[row][0], image, f"objects, stride {stride}")
+        _draw_boxes(grid[row][0], gt_boxes, _TRUTH)
+        for axes, region in zip(grid[row][1:], regions):
+            _show(axes, image, f"{region.label}: {region.shares[row]:.1%}")
+            overlay = np.ma.masked_equal(region.masks[row].cpu().numpy(), False)
+            _overlay(
+                axes,
+                overlay,
+                stride,
+                image,
+                cmap=ListedColormap([_MASK]),
+                alpha=0.55,
+                vmin=0,
+                vmax=1,
+            )
+    return figure
+
+
+def draw_differences(
+    image: np.ndarray, gt_boxes: Tensor, maps: DifferenceMaps, strides: Sequence[int]
+) -> Figure:
+    """
+    RM+PFI's Fig. 3: a row for each level; prediction difference, feature difference, their product.
+    Each map has a colour scale of its own, from 0 to the largest value, which its title tells.
+    """
+    columns = (
+        ("P_dif", maps.prediction),
+        ("F_dif", maps.feature),
+        ("P_dif x F_dif", maps.product),
+    )
+    figure, grid = _image_grid(image, len(strides), 1 + len(columns))
+    for row, stride in enumerate(strides):
+        _show(grid[row][0], image, f"objects, stride {stride}")
+        _draw_boxes(grid[row][0], gt_boxes, _TRUTH)
+        for axes, (label, levels) in zip(grid[row][1:], columns):
+            values = levels[row].cpu().numpy()
+            _show(axes, image, f"{label}, up to {values.max():.2g}")
+            _overlay(axes, values, stride, image, cmap="inferno", alpha=0.8, vmin=0)
+    return figure
+
+
+def draw_variance(levels: Sequence[ChannelVariance], strides: Sequence[int]) -> Figure:
+    """FGFI's Fig. 6 (b), (c): a panel for each level, channels in order of the outer variance."""
+    figure = Figure(figsize=(4.2 * len(levels), 3.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (level, stride) in enumerate(zip(levels, strides)):
+        axes = figure.add_subplot(1, len(levels), index + 1)
+        order = level.outside.argsort().cpu()
+        for values, color, label in (
+            (level.outside, "#7f7f7f", "outside the mask"),
+            (level.inside, _MASK, "inside"),
+        ):
+            axes.plot(values.cpu()[order].numpy(), color=color, label=label, linewidth=1.2)
+        axes.set_title(
+            f"stride {stride}: smaller inside in {level.calmer_inside} of {len(order)} channels",
+            loc="left",
+            fontsize=9,
+        )
+        axes.set_xlabel("channel")
+        axes.set_ylabel("variance")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_ranks(image: np.ndarray, ranks: ObjectRanks, class_name: str) -> Figure:
+    """
+    RM+PFI's Fig. 2 and 4 for one object. Left: the anchors' centres by class score, and the anchor
+    and box that come first. Right: score and IoU of the anchors, in the teacher's order, before
+    and after the softmax of Eq. 5.
+    """
+    figure = Figure(figsize=(12, 6.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, 3)
+    top = float(max(ranks.class_scores.student.max(), ranks.class_scores.teacher.max()))
+    sides = (
+        ("teacher", _TEACHER, ranks.class_scores.teacher, ranks.teacher_boxes),
+        ("student", _STUDENT, ranks.class_scores.student, ranks.student_boxes),
+    )
+    for axes, (name, color, values, boxes) in zip(grid[:, 0], sides):
+        _show(axes, image, f"{name}: first anchor (dashed) and its box; {class_name} (green)")
+        _draw_candidates(axes, ranks, values, boxes, color, top)
+        _zoom(axes, ranks, image)
+    for row, (label, signal) in enumerate(
+        (("class score", ranks.class_scores), ("IoU of the predicted box", ranks.ious))
+    ):
+        _plot_signal(grid[row][1], (signal.student, signal.teacher), signal, label)
+        title = f"rank, KL {signal.divergence:.2g}"
+        _plot_signal(grid[row][2], signal.distributions, signal, title)
+    return figure
+
+
+def _draw_candidates(
+    axes: Axes, ranks: ObjectRanks, values: Tensor, boxes: Tensor, color: str, top: float
+) -> None:
+    anchors = ranks.anchors.cpu()
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    order = values.argsort().cpu()  # anchors share centres: the best on top
+    axes.scatter(
+        *centres[order].T.numpy(),
+        c=values.cpu()[order].numpy(),
+        cmap="viridis",
+        vmin=0,
+        vmax=top,
+        s=36,
+        edgecolors="white",
+        linewidths=0.5,
+    )
+    first = int(values.argmax())
+    _draw_boxes(axes, ranks.gt_box[None], _TRUTH)
+    _draw_boxes(axes, ranks.anchors[first : first + 1], color, linestyle="--")
+    _draw_boxes(axes, boxes[first : first + 1], color)
+
+
+def _plot_signal(axes: Axes, values: tuple[Tensor, Tensor], signal: RankSignal, title: str) -> None:
+    """A line each for (student, teacher), the anchors in the teacher's order."""
+    order = signal.teacher.argsort(descending=True).cpu()
+    for side, color, label in zip(values, (_STUDENT, _TEACHER), ("student", "teacher")):
+        axes.plot(side.cpu()[order].numpy(), "o-", color=color, label=label, markersize=3)
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_xlabel("anchors, the teacher's first to last")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _zoom(axes: Axes, ranks: ObjectRanks, image: np.ndarray) -> None:
+    """Show the object and as much again around it."""
+    x0, y0, x1, y1 = ranks.gt_box.tolist()
+    margin = 0.75 * max(x1 - x0, y1 - y0)
+    height, width = image.shape[:2]
+    axes.set_xlim(max(x0 - margin, 0), min(x1 + margin, width))
+    axes.set_ylim(min(y1 + margin, height), max(y0 - margin, 0))
+
+
+def _image_grid(image: np.ndarray, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    height, width = image.shape[:2]
+    size = (_CELL * columns, (_CELL * height / width + 0.3) * rows)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _show(axes: Axes, image: np.ndarray, title: str) -> None:
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0))
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+
+
+def _overlay(axes: Axes, values: np.ndarray, stride: int, image: np.ndarray, **style) -> None:
+    """Lay an (Hl, Wl) map over the image, each cell on its stride x stride pixels."""
+    rows, columns = values.shape
+    extent = (0, columns * stride, rows * stride, 0)
+    axes.imshow(values, extent=extent, interpolation="nearest", **style)
+    height, width = image.shape[:2]
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+
+
+def _draw_boxes(axes: Axes, boxes: Tensor, color: str, linestyle: str = "-") -> None:
+    for x0, y0, x1, y1 in boxes.tolist():
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=1.4, ls=linestyle)
+        axes.add_patch(box)
