@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from mimicdet import DISTILLATION_REGISTRY, model_zoo
+from mimicdet.config import load_config
 from mimicdet.data.datasets import set_num_classes
 from mimicdet.distillation import DetectorAdapter, build_adapter, check_distillation_config
 from mimicdet.distillation.pairing import check_pair
@@ -45,7 +46,7 @@ def settings_alone() -> list[dict[str, object]]:
 
 def teaching(name: str) -> tuple[tuple[str, ...], dict[str, object]]:
     """The methods of a pair, and the settings of these that are not the defaults."""
-    node, default = CONFIGS[name].DISTILLATION, model_zoo.get_config("Base-MimicDet").DISTILLATION
+    node, default = CONFIGS[name].DISTILLATION, load_config("").DISTILLATION
     changed = {
         f"{method}.{key}": value
         for method in METHODS
@@ -61,7 +62,7 @@ def adapter_of(cfg: CfgNode) -> DetectorAdapter:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.RESNETS.DEPTH = min(cfg.MODEL.RESNETS.DEPTH, 50)
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.MIMICDET.STUDENT.FEATURE_DIM = 8
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
         set_num_classes(cfg, 3)
     key = cfg.MODEL.dump() + cfg.INPUT.FORMAT
