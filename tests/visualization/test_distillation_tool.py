@@ -46,10 +46,9 @@ def run(pair, output, *arguments):
     return main([*config, *arguments, "--output", str(output), *weights])
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "MimicDet"])
-def test_all_pictures_of_dense_detectors(pairs, tmp_path, capsys, family):
-    arguments = ["--num-images", "2", "--num-objects", "1", "--psi", "0.5"]
-    assert run(pairs[family], tmp_path, *arguments) == 0
+def test_all_pictures_of_dense_detectors(pairs, tmp_path, capsys):
+    arguments = ["--num-images", "2", "--num-objects", "1", "--psi", "0.5", "--iou-thresholds"]
+    assert run(pairs["RetinaNet"], tmp_path, *arguments) == 0
     written = capsys.readouterr()
     assert written.err == ""
     names = [path.rsplit("/", 1)[1] for path in written.out.split()]
@@ -62,13 +61,20 @@ def test_all_pictures_of_dense_detectors(pairs, tmp_path, capsys, family):
     content = json.loads((tmp_path / "distillation.json").read_text())
     assert content["strides"] == [8, 16, 32, 64, 128] and len(content["variance"]) == 5
     first = content["images"][0]
-    assert first["mask_shares"].keys() == {"psi 0.5", "IoU above 0.5", "IoU above 0.8"}
+    assert first["mask_shares"].keys() == {"psi 0.5"}
     assert all(value > 0 for value in first["mean_differences"]["feature"])
     assert first["ranks"][0]["class"] == CLASSES[1] and first["ranks"][0]["anchors"] > 1
 
 
+def test_ranks_of_mimicdets(pairs, tmp_path):
+    arguments = ["--num-images", "1", "--pictures", "ranks"]
+    assert run(pairs["MimicDet"], tmp_path, *arguments) == 0
+    (image,) = json.loads((tmp_path / "distillation.json").read_text())["images"]
+    assert image["ranks"][0]["anchors"] == 4  # positions within the central area, 2 x 2 on P3
+
+
 def test_what_a_pair_does_not_offer_is_left_out(pairs, tmp_path, capsys):
-    assert run(pairs["GeneralizedRCNN"], tmp_path, "--num-images", "1") == 0
+    assert run(pairs["GeneralizedRCNN"], tmp_path, "--num-images", "1", "--psi", "0.5") == 0
     written = capsys.readouterr()
     names = [path.rsplit("/", 1)[1] for path in written.out.split()]
     assert names == ["01_1_masks.png", "variance.png", "distillation.json"]

@@ -145,11 +145,12 @@ def _draw_candidates(
 def _plot_signal(axes: Axes, values: tuple[Tensor, Tensor], signal: RankSignal, title: str) -> None:
     """A line each for (student, teacher), the anchors in the teacher's order."""
     order = signal.teacher.argsort(descending=True).cpu()
+    places = range(1, len(order) + 1)
     for side, color, label in zip(values, (_STUDENT, _TEACHER), ("student", "teacher")):
-        axes.plot(side.cpu()[order].numpy(), "o-", color=color, label=label, markersize=3)
+        axes.plot(places, side.cpu()[order].numpy(), "o-", color=color, label=label, markersize=3)
     axes.set_title(title, loc="left", fontsize=9)
-    axes.set_xlabel("anchors, the teacher's first to last")
-    axes.set_ylim(bottom=0)
+    axes.set_xlabel("positive anchors, in the teacher's order")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
