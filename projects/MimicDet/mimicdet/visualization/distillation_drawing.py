@@ -80,11 +80,10 @@ def draw_variance(levels: Sequence[ChannelVariance], strides: Sequence[int]) -> 
             (level.inside, _MASK, "inside"),
         ):
             axes.plot(values.cpu()[order].numpy(), color=color, label=label, linewidth=1.2)
-        axes.set_title(
-            f"stride {stride}: smaller inside in {level.calmer_inside} of {len(order)} channels",
-            loc="left",
-            fontsize=9,
-        )
+        told = f"smaller inside in {level.calmer_inside} of {len(order)} channels"
+        for values, side in ((level.outside, "outside"), (level.inside, "inside")):
+            told = f"no position {side}" if values.isnan().any() else told
+        axes.set_title(f"stride {stride}: {told}", loc="left", fontsize=9)
         axes.set_xlabel("channel")
         axes.set_ylabel("variance")
         axes.set_ylim(bottom=0)
