@@ -348,7 +348,11 @@ def test_targets_of_known_numbers():
 
 
 def test_plot_is_of_inference_at_batch_1(tmp_path):
-    curves = latency_curves(known_results())
+    results = known_results()
+    again = {"mimicdet": {"seconds": [7.0]}, "mimicdet-3-classes": {"seconds": [7.0]}}
+    results["groups"].append({**results["groups"][0], "cases": again})
+    curves = latency_curves(results)
+    assert "mimicdet-3-classes" not in curves["R-50", 80]
     assert list(curves) == [("R-50", 80)]
     points = curves["R-50", 80]["mimicdet"]
     assert [(side, spread.median) for side, spread in points] == [

@@ -37,12 +37,18 @@ def latency_curves(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, l
         settings = group["settings"]
         if settings["mode"] == "eval" and settings["batch"] == 1:
             panel = panels[settings["backbone"], settings["num_classes"]]
+            side = settings["short_side"]
             for name, facts in group["cases"].items():
-                spread = summarize([1e3 * s for s in facts["seconds"]])
-                panel[name].append((settings["short_side"], spread))
+                # The first of several groups; class counts of their own belong to no panel.
+                known = side in [x for x, _ in panel[name]]
+                if not known and CASES[name].num_classes is None:
+                    panel[name].append((side, summarize([1e3 * s for s in facts["seconds"]])))
     if not panels:
         raise ValueError("the results hold no inference at batch 1 to plot")
-    return {key: dict(panel) for key, panel in panels.items()}
+    return {
+        key: {name: points for name, points in panel.items() if points}
+        for key, panel in panels.items()
+    }
 
 
 def build_figure(results: dict[str, Any]) -> Figure:
