@@ -93,9 +93,11 @@ def test_sound_configs_pass(opts):
     check_config(small_cfg(*opts))
 
 
-def test_every_config_of_the_zoo_but_those_without_classes_passes():
+def test_every_mimicdet_config_of_the_zoo_passes():
     for name in model_zoo.list_configs():
         cfg = model_zoo.get_config(name)
+        if cfg.MODEL.META_ARCHITECTURE != "MimicDet":
+            continue
         if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
         check_config(cfg)

@@ -1,4 +1,4 @@
-"""One trained tiny model for all tests of this folder; catalogs and loggers put back after each."""
+"""One trained tiny model for all tests of this folder; catalogs put back after each."""
 
 import sys
 from pathlib import Path
@@ -48,8 +48,7 @@ def left_as_found(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("MIMICDET_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = set(DatasetCatalog.keys())
-    with tiny_run.loggers_restored():
-        yield
+    yield
     for name in set(DatasetCatalog.keys()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
