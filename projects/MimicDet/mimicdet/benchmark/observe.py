@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from detectron2.utils.analysis import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,19 +83,11 @@ def count_flops(model: nn.Module, inputs: list[dict[str, Any]]) -> float:
     """
     fvcore's count for one forward pass in evaluation, in 1e9; a multiply with its add is one.
 
-    Deformable convolutions, which fvcore does not know, are counted as the convolutions of their
-    shape; element-wise work, RoIAlign, sorting and NMS are not counted.
+    Deformable convolutions and samples at positions, which fvcore does not know, are counted as
+    mimicdet.layers says; element-wise work, RoIAlign, sorting and NMS are not counted.
     """
     images = [{"image": x["image"]} for x in inputs]
     analysis = FlopCountAnalysis(model, images)
-    analysis.set_op_handle("torchvision::deform_conv2d", _deform_conv_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
     return analysis.total() / 1e9
-
-
-def _deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Inputs begin with x and weight (O, C / groups, k, k); output (N, O, H, W)."""
-    n, out_channels, height, width = get_shape(outputs[0])
-    _, in_channels, kernel_h, kernel_w = get_shape(inputs[1])
-    return n * out_channels * height * width * in_channels * kernel_h * kernel_w
