@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from .problems import Problems
+from .problems import Problems, read_image_list
 
 logger = logging.getLogger(__name__)
 
@@ -90,20 +89,7 @@ def read_ids(path: Path) -> list[str]:
     """The ids of a split file, one a line; blank lines are skipped."""
     if not path.is_file():
         raise FileNotFoundError(f"no split file {path}")
-    problems = Problems(path)
-    ids: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        words = line.split()
-        if len(words) > 1:
-            problems.add("not one image id a line", f"line {number}: {line.strip()!r}")
-        ids += words[:1]
-    for image_id, count in Counter(ids).items():
-        if count > 1:
-            problems.add("image listed twice", image_id)
-    problems.raise_if_any()
-    if not ids:
-        raise ValueError(f"{path} lists no image")
-    return ids
+    return read_image_list(path, "id")
 
 
 def _find_images(labels: Path, images: Path, ids: Sequence[str]) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Collects what is wrong in a user's data, so that one run reports all of it."""
 
+from collections import Counter
 from pathlib import Path
 
 _SHOWN_PER_KIND = 3
@@ -37,3 +38,29 @@ class Problems:
         """Raise ValueError with the summary."""
         if self._records:
             raise ValueError(self.summary())
+
+
+def read_image_list(path: Path, word: str) -> list[str]:
+    """
+    The images of a split file, one a line; blank lines are skipped.
+
+    Args:
+        word: what a line holds, "name" or "id", for the errors.
+
+    Raises:
+        ValueError: lines of several words, an image listed twice, no image.
+    """
+    problems = Problems(path)
+    images: list[str] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        if len(words) > 1:
+            problems.add(f"not one image {word} a line", f"line {number}: {line.strip()!r}")
+        images += words[:1]
+    for image, count in Counter(images).items():
+        if count > 1:
+            problems.add("image listed twice", image)
+    problems.raise_if_any()
+    if not images:
+        raise ValueError(f"{path} lists no image")
+    return images

@@ -4,7 +4,6 @@ A user's Pascal VOC folder: found faulty or registered, before anything trains o
 Detectron2 has a loader of its own, for the twenty classes of the challenge and .jpg only.
 """
 
-import collections
 import copy
 import hashlib
 import logging
@@ -19,7 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .cache import cache_root, new_folder
-from .problems import Problems
+from .problems import Problems, read_image_list
 
 logger = logging.getLogger(__name__)
 
@@ -100,21 +99,7 @@ def _read_split(folder: Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"no split file {path}; splits found there: {known}")
-    problems = Problems(path)
-    ids: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        words = line.split()
-        if len(words) > 1:
-            problems.add("not one image name a line", f"line {number}: {line.strip()!r}")
-        else:
-            ids += words
-    for image_id, count in collections.Counter(ids).items():
-        if count > 1:
-            problems.add("image listed twice", image_id)
-    problems.raise_if_any()
-    if not ids:
-        raise ValueError(f"{path} lists no image")
-    return ids
+    return read_image_list(path, "name")
 
 
 def _read_annotations(folder: Path) -> dict[str, VocImage]:
