@@ -266,6 +266,12 @@ def test_results_of_another_machine_are_not_mixed():
     with pytest.raises(ValueError, match="file.json was measured with threads 1, this run has 2"):
         continue_results(old, new, "file.json")
     assert continue_results(old, new_results("cpu", 1, "b"), "")["commands"] == ["a", "b"]
+    kept = new_results("cpu", 1, "b", keeps_freed_memory=True)
+    with pytest.raises(ValueError, match="keeps_freed_memory False, this run has True"):
+        continue_results(old, kept, "file.json")
+    del old["keeps_freed_memory"]
+    with pytest.raises(ValueError, match="keeps_freed_memory False, this run has True"):
+        continue_results(old, kept, "file.json")
 
 
 def known_results() -> dict:
@@ -429,6 +435,22 @@ def test_tool_measures_and_writes(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == report.strip()
     assert "--quick --mode eval --sizes 32 --detectors backbone" in report
     assert row(report, "backbone")[0] == "backbone"
+
+
+def test_freed_memory_is_kept_where_it_can_be(tmp_path, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: called.append(1) or True)
+    arguments = ["--quick", "--mode", "eval", "--sizes", "32", "--detectors", "backbone"]
+    arguments += ["--threads", "1", "--output", str(tmp_path / "results.json")]
+    assert command_line.main(arguments) == 0 and not called
+    assert "freed tensors" not in capsys.readouterr().out
+    arguments[-1] = str(tmp_path / "kept.json")
+    assert command_line.main([*arguments, "--keep-freed-memory"]) == 0 and called
+    assert "the memory of freed tensors is kept" in capsys.readouterr().out
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: False)
+    arguments[-1] = str(tmp_path / "refused.json")
+    assert command_line.main([*arguments, "--keep-freed-memory"]) == 2
+    assert "--keep-freed-memory needs glibc" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("train", [False, True])

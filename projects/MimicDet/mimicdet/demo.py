@@ -17,6 +17,7 @@ from mimicdet_runtime.progress import Progress
 from mimicdet_runtime.runner import drawing_path, run_on_images, run_on_video
 from mimicdet_runtime.video import VideoReader, VideoWriter
 
+from .allocator import keep_freed_memory
 from .engine import Predictor, setup_cfg
 from .errors import error_text
 
@@ -56,7 +57,10 @@ def load_predictor(config_file: str, opts: Sequence[str], optimize: bool = True)
         InputError: config, data sets, device or checkpoint cannot be used.
     """
     try:
-        return Predictor(setup_cfg(config_file, list(opts)), optimize)
+        cfg = setup_cfg(config_file, list(opts))
+        if cfg.MODEL.DEVICE == "cpu":
+            keep_freed_memory()
+        return Predictor(cfg, optimize)
     except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(error_text(error)) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..allocator import keep_freed_memory
 from .detectors import BACKBONES, CASES, DEFAULT_CASES, check_names
 from .plot import plot_latency
 from .report import format_report, write_report
@@ -62,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a small comparison, about a minute")
     add("--device", default="cpu", help="cpu or cuda")
     add("--threads", type=_positive, default=torch.get_num_threads(), help="of the CPU")
+    add(
+        "--keep-freed-memory",
+        action="store_true",
+        help="let glibc keep the memory of freed tensors, as train_net.py does on a CPU",
+    )
     several: dict[str, Any] = {"nargs": "+", "metavar": "N", "type": _positive}
     add("--sizes", **several, help="short sides in pixels; the images are 1.52 as wide")
     add("--classes", **several, help="numbers of classes, each measured")
@@ -120,11 +126,16 @@ def _beside(path: str, suffix: str) -> str:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Run what the arguments ask for and write JSON and Markdown."""
-    results = new_results(args.device, args.threads, command)
+    results = new_results(args.device, args.threads, command, args.keep_freed_memory)
     if Path(args.output).exists():
         if not args.resume:
             raise ValueError(f"{args.output} exists; --resume adds to it")
         results = continue_results(read_results(args.output), results, args.output)
+    if args.keep_freed_memory and not keep_freed_memory():
+        raise ValueError(
+            "--keep-freed-memory needs glibc, and no variable of the environment that sets its "
+            "allocator (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD)"
+        )
     groups = make_groups(
         modes=args.mode,
         backbones=args.backbones,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..allocator import keep_freed_memory
 from .detectors import CASES, ModelSettings, build_detector
 from .inputs import make_inputs
 from .workloads import make_workload
@@ -27,6 +28,7 @@ class MemoryTask:
     batch: int
     threads: int
     state_file: str  # state_dict of the calibrated detector
+    keeps_freed_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def measure_memory(task: MemoryTask) -> Memory:
 def run_task(task: MemoryTask) -> Memory:
     """The child's side of measure_memory: changes the process that it runs in."""
     torch.set_num_threads(task.threads)
+    if task.keeps_freed_memory:
+        keep_freed_memory()
     case = CASES[task.case]
     model = build_detector(case.detector, task.model)
     model.load_state_dict(torch.load(task.state_file, weights_only=True))

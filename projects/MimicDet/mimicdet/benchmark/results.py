@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 # What must agree for measurements to stand in one file.
-_SAME = ("machine", "versions", "threads", "device")
+_SAME = ("machine", "versions", "threads", "device", "keeps_freed_memory")
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -44,13 +44,16 @@ def describe_versions() -> dict[str, str | None]:
     }
 
 
-def new_results(device: str, threads: int, command: str) -> dict[str, Any]:
-    """Results without measurements."""
+def new_results(
+    device: str, threads: int, command: str, keeps_freed_memory: bool = False
+) -> dict[str, Any]:
+    """Results without measurements; keeps_freed_memory: see allocator.keep_freed_memory."""
     return {
         "machine": describe_machine(device),
         "versions": describe_versions(),
         "device": device,
         "threads": threads,
+        "keeps_freed_memory": keeps_freed_memory,
         "date": datetime.date.today().isoformat(),
         "commands": [command],
         "groups": [],
@@ -82,9 +85,10 @@ def write_results(results: dict[str, Any], path: str | os.PathLike[str]) -> None
 def continue_results(old: dict[str, Any], new: dict[str, Any], path: str) -> dict[str, Any]:
     """The old measurements, to add new ones to; ValueError where the two cannot stand together."""
     for key in _SAME:
-        if old.get(key) != new[key]:
+        before = old.get(key, False)  # a file of before there was the key
+        if before != new[key]:
             raise ValueError(
-                f"--resume: {path} was measured with {key} {old.get(key)}, this run has {new[key]}"
+                f"--resume: {path} was measured with {key} {before}, this run has {new[key]}"
             )
     commands = [c for c in old["commands"] if c not in new["commands"]] + new["commands"]
     return {**old, "date": new["date"], "commands": commands}

@@ -101,7 +101,9 @@ def run_groups(
             f"[{number}/{len(todo)}] {group.mode}, {group.backbone}, {height} x {width}, "
             f"{group.num_classes} classes, batch {group.batch}: {len(group.cases)} cases"
         )
-        measured = run_group(group, results["device"], results["threads"])
+        measured = run_group(
+            group, results["device"], results["threads"], results["keeps_freed_memory"]
+        )
         results["groups"].append(measured)
         save(results)
         done += group.weight
@@ -110,7 +112,9 @@ def run_groups(
         say(f"  {elapsed / 60:.1f} min so far, about {left / 60:.1f} min to go")
 
 
-def run_group(group: Group, device: str, threads: int) -> dict[str, Any]:
+def run_group(
+    group: Group, device: str, threads: int, keeps_freed_memory: bool = False
+) -> dict[str, Any]:
     """Build, calibrate, observe and time the cases of one group."""
     torch.set_num_threads(threads)
     settings = ModelSettings(group.backbone, group.num_classes, device)
@@ -124,7 +128,9 @@ def run_group(group: Group, device: str, threads: int) -> dict[str, Any]:
         for name in group.cases:
             if CASES[name].form == "onnx":  # the process would show what the export needed
                 continue
-            facts[name]["memory_mib"] = _memory(name, group, settings, threads, detectors[name])
+            facts[name]["memory_mib"] = _memory(
+                name, group, settings, threads, detectors[name], keeps_freed_memory
+            )
     synchronize = synchronizer(device)
     work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
     clocks = {}
@@ -176,10 +182,20 @@ def _memory(
     settings: ModelSettings,
     threads: int,
     detector: nn.Module,
+    keeps_freed_memory: bool,
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         state_file = str(Path(folder) / "state.pth")
         torch.save(detector.state_dict(), state_file)
         settings = CASES[name].settings(settings)
-        task = MemoryTask(name, group.mode, settings, group.size, group.batch, threads, state_file)
+        task = MemoryTask(
+            name,
+            group.mode,
+            settings,
+            group.size,
+            group.batch,
+            threads,
+            state_file,
+            keeps_freed_memory,
+        )
         return asdict(measure_memory(task))

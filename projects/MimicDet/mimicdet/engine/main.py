@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing, nn
 
+from ..allocator import keep_freed_memory
 from ..checkpoint import MimicCheckpointer
 from ..errors import error_text
 from ..inference import PRECISIONS, optimize_for_inference
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
         cfg = setup_cfg(args.config_file, args.opts)
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
+        if cfg.MODEL.DEVICE == "cpu":
+            keep_freed_memory()
         check_test_sets(cfg)
         if args.eval_only:
             model = load_for_evaluation(cfg, resume=args.resume)

@@ -1,0 +1,43 @@
+"""The C library's memory allocator, told what a detector's feature maps need of it."""
+
+import ctypes
+import os
+
+# From glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_MAX_INT = 2**31 - 1
+_TOP_PAD_BYTES = 256 * 1024**2
+# What a user says in the environment stands.
+_OWN_SETTINGS = (
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+)
+
+
+def keep_freed_memory() -> bool:
+    """
+    Let this process keep the memory of freed tensors for the next ones.
+
+    glibc asks the system for every buffer above 32 MiB and gives it back when it is freed, so that
+    each map of an image's first stages is made of pages that have to be mapped and cleared again,
+    which can take longer than the arithmetic. It is a setting of the whole process, and holds for
+    what is allocated from now on: a program calls it when it starts, a library does not.
+
+    Returns:
+        whether it was done; not where the C library is another one, or where the environment says
+        how memory is to be allocated (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD).
+    """
+    if any(name in os.environ for name in _OWN_SETTINGS):
+        return False
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 (AttributeError: not glibc)
+        mallopt = library.mallopt
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _MAX_INT), (_TOP_PAD, _TOP_PAD_BYTES))
+    return all([mallopt(*setting) == 1 for setting in settings])
