@@ -20,28 +20,30 @@ SOME = Locations(torch.tensor([0, 0, 1]), torch.tensor([30, 3, 60]))
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def step(request):
-    """(model before, adapter, losses, tensors) of one step of a student."""
-    model = build_tiny(request.param)
-    before = copy.deepcopy(model)
-    adapter = build_adapter(model, "BGR")
-    torch.manual_seed(1)
+    """(adapter, losses, tensors) of one step of a student."""
+    adapter = build_adapter(build_tiny(request.param), "BGR")
     with EventStorage():
-        losses, tensors = adapter.forward_training(INPUTS)
-    return before, adapter, losses, tensors
+        return adapter, *adapter.forward_training(INPUTS)
 
 
-def test_losses_are_the_models_own(step):
-    before, _, losses, _ = step
-    torch.manual_seed(1)
-    with EventStorage():
-        expected = before(INPUTS)
-    assert losses.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(losses[key], value)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_logs_are_the_models_own(family):
+    model = build_tiny(family)
+    adapter = build_adapter(copy.deepcopy(model), "BGR")
+    found = []
+    for forward in (model, lambda inputs: adapter.forward_training(inputs)[0]):
+        torch.manual_seed(1)
+        with EventStorage() as storage:
+            found.append((forward(INPUTS), {k: x for k, (x, _) in storage.latest().items()}))
+    (losses, logs), (adapted, adapted_logs) = found
+    assert adapted.keys() == losses.keys() and adapted_logs.keys() == logs.keys() != set()
+    for key, value in losses.items():
+        torch.testing.assert_close(adapted[key], value)
+    assert adapted_logs == pytest.approx(logs)
 
 
 def test_everything_that_is_offered_is_there_and_nothing_else(step):
-    _, adapter, _, tensors = step
+    adapter, _, tensors = step
     arguments = {
         "class_logits_at": (SOME,),
         "pred_boxes_at": (SOME,),
@@ -62,7 +64,7 @@ def test_everything_that_is_offered_is_there_and_nothing_else(step):
 
 
 def test_the_layout_describes_the_tensors(step):
-    _, adapter, _, tensors = step
+    adapter, _, tensors = step
     layout = adapter.layout
     assert layout.num_classes == NUM_CLASSES and layout.name == type(adapter.model).__name__
     shapes = zip(tensors.features, layout.channels, layout.strides, layout.anchors_per_position)

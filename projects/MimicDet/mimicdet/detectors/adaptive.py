@@ -9,7 +9,7 @@ from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from .assignment import atss_assign
@@ -22,6 +22,13 @@ def process_mean(x: Tensor) -> Tensor:
     total = x.detach().clone()
     torch.distributed.all_reduce(total)
     return total / comm.get_world_size()
+
+
+def log_positives(gt_labels: list[Tensor], num_classes: int) -> None:
+    """num_pos_anchors for the logs, an image, as Detectron2's RetinaNet and FCOS write it."""
+    if has_event_storage():
+        positives = sum(int(((x >= 0) & (x < num_classes)).sum()) for x in gt_labels)
+        get_event_storage().put_scalar("num_pos_anchors", positives / len(gt_labels))
 
 
 class AdaptiveDetector(DenseDetector):
@@ -104,12 +111,12 @@ class AdaptiveDetector(DenseDetector):
     @classmethod
     def build_head(cls, cfg, input_shape):
         """The head for levels of these shapes."""
-        raise NotImplementedError
+        raise TypeError(f"{cls.__name__} must define build_head")
 
     @classmethod
     def build_transform(cls, cfg, input_shape):
         """What makes boxes of the head's box values."""
-        raise NotImplementedError
+        raise TypeError(f"{cls.__name__} must define build_transform")
 
     @torch.no_grad()
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
@@ -150,10 +157,6 @@ class AdaptiveDetector(DenseDetector):
             )
             boxes.append(instances.gt_boxes.tensor[object_ids])
         return labels, boxes
-
-    def _log_positives(self, gt_labels: list[Tensor]) -> None:
-        positives = sum(int((x != self.num_classes).sum()) for x in gt_labels)
-        get_event_storage().put_scalar("num_pos_anchors", positives / len(gt_labels))
 
     def inference_single_image(
         self,

@@ -10,7 +10,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
 from ..layers.precision import at_least_float32
-from .adaptive import AdaptiveDetector, process_mean
+from .adaptive import AdaptiveDetector, log_positives, process_mean
 from .boxes import centerness
 from .head import TowerHead
 from .losses import weighted_giou_loss
@@ -71,7 +71,6 @@ class ATSS(AdaptiveDetector):
         )
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        self._log_positives(gt_labels)
         return self.losses(
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
         )
@@ -94,6 +93,7 @@ class ATSS(AdaptiveDetector):
         Args:
             pred_*: L x (N, Rl, K, 4 or 1); gt_labels, gt_boxes: see label_anchors.
         """
+        log_positives(gt_labels, self.num_classes)
         labels = torch.stack(gt_labels)  # (N, R)
         positive = labels != self.num_classes
         num_positives = process_mean(positive.sum().float()).clamp(min=1)

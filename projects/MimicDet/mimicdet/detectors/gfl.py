@@ -6,7 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from .adaptive import AdaptiveDetector, process_mean
+from .adaptive import AdaptiveDetector, log_positives, process_mean
 from .boxes import aligned_iou, box_distances, distance_boxes, expected_distances
 from .head import TowerHead
 from .losses import distribution_focal_loss, quality_focal_loss, weighted_giou_loss
@@ -110,7 +110,6 @@ class GFL(AdaptiveDetector):
         )
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        self._log_positives(gt_labels)
         return self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
 
     def losses(
@@ -130,6 +129,7 @@ class GFL(AdaptiveDetector):
         Args:
             pred_*: L x (N, Rl, K or 4 * bins); gt_labels, gt_boxes: see label_anchors.
         """
+        log_positives(gt_labels, self.num_classes)
         labels = torch.stack(gt_labels)  # (N, R)
         positive = labels != self.num_classes
         num_positives = process_mean(positive.sum().float()).clamp(min=1)

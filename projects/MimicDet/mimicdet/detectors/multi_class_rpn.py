@@ -10,11 +10,10 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..layers.precision import at_least_float32
-from .adaptive import process_mean
+from .adaptive import log_positives, process_mean
 
 
 class MultiClassRPNHead(nn.Module):
@@ -136,8 +135,6 @@ class MultiClassRPN(DenseDetector):
         )
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        positives = sum(int(((x >= 0) & (x < self.num_classes)).sum()) for x in gt_labels)
-        get_event_storage().put_scalar("num_pos_anchors", positives / len(gt_labels))
         return self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
 
     @torch.no_grad()
@@ -192,6 +189,7 @@ class MultiClassRPN(DenseDetector):
         Args:
             pred_*: L x (N, Rl * A, K + 1 or 4); gt_labels, gt_boxes: see label_anchors.
         """
+        log_positives(gt_labels, self.num_classes)
         labels = torch.stack([self._sample(x) for x in gt_labels])  # (N, R)
         sampled = labels >= 0
         positive = sampled & (labels != self.num_classes)
