@@ -2,6 +2,7 @@
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -86,6 +87,20 @@ def test_weights_are_packed_when_a_size_comes_again():
     assert fused._packed[small.shape].is_mkldnn
     fused(large)  # the one that was used longest ago makes room
     assert packed() == [((5, 5), True), ((12, 12), False)]
+
+
+def test_threads_do_not_get_in_each_others_way():
+    fused = FusedConv2d(frozen(nn.Conv2d(4, 4, 3)))
+    images = [maps(1, 4, n, n, seed=n) for n in range(4, 10)]
+    expected = [fused(x) for x in images]
+
+    def work(number):
+        for step in range(200):
+            index = (number + step // 2) % len(images)
+            torch.testing.assert_close(fused(images[index]), expected[index])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_a_copy_and_a_file_hold_the_weights():

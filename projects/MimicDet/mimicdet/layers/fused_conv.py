@@ -6,7 +6,6 @@ again; oneDNN applies them while its results are still in registers. It also lik
 order of its own, which PyTorch makes anew in every call.
 """
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class FusedConv2d(nn.Module):
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.activation = activation
         self.kept_sizes = kept_sizes
-        self._packed: OrderedDict[torch.Size, Tensor | None] = OrderedDict()
+        self._packed: dict[torch.Size, Tensor | None] = {}  # None: seen once
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W); other: what is added, of the result's shape."""
@@ -86,25 +85,23 @@ class FusedConv2d(nn.Module):
 
     def _weight_for(self, size: torch.Size) -> Tensor:
         """The weight as oneDNN takes it fastest for maps of the size."""
-        if size not in self._packed:
-            if len(self._packed) >= self.kept_sizes:
-                self._packed.popitem(last=False)
-            self._packed[size] = None
-            return self.weight
-        self._packed.move_to_end(size)
-        packed = self._packed[size]
-        if packed is None:
-            packed = self._packed[size] = torch.ops.mkldnn._reorder_convolution_weight(
+        kept = self._packed  # never changed in place: other threads may be reading it
+        packed = kept.get(size)
+        if packed is None and size in kept:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, *self.geometry, list(size)
             )
-        return packed
+        others = [item for item in kept.items() if item[0] != size]
+        first = max(0, len(others) + 1 - self.kept_sizes)  # what was used longest ago goes
+        self._packed = dict([*others[first:], (size, packed)])
+        return self.weight if packed is None else packed
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}, activation={self.activation}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Packed weights have no storage that copy.deepcopy or torch.save could read."""
-        return {**self.__dict__, "_packed": OrderedDict()}
+        return {**self.__dict__, "_packed": {}}
 
 
 def fuse_convolutions(model: nn.Module, kept_sizes: int = 1) -> int:
