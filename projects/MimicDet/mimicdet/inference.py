@@ -6,7 +6,6 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from .layers.fused_conv import fuse_convolutions
 from .meta_arch import MimicDet
 
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -24,15 +23,13 @@ def optimize_for_inference(
     An eval copy of a detector that is called like the original and detects the same.
 
     Batch norms are folded into the convolutions before them, weights lie channels last, and what
-    the configured head does not need is left out (MimicDet's T-head). On a CPU activations and
-    shortcuts become part of the convolutions, see layers/fused_conv.py. Any Detectron2 model is
+    the configured head does not need is left out (MimicDet's T-head). Any Detectron2 model is
     taken; the original is not touched. What comes back is for detection: training it would miss
     its batch norms.
 
     Args:
         model: a Detectron2 model on its device.
-        channels_last: memory layout of the convolutions' weights, which their maps follow. Without
-            it nothing becomes part of a convolution.
+        channels_last: memory layout of the convolutions' weights, which their maps follow.
         precision: "float32"; or "float16", "bfloat16": the backbone's weights and every dense
             layer's arithmetic, while boxes, sampling positions and scores stay float32. MimicDet
             alone.
@@ -56,24 +53,11 @@ def optimize_for_inference(
     dtype = PRECISIONS[precision]
     if dtype is not None:
         model.backbone.to(dtype)
-        model.proposal_generator.conv.to(dtype)
         model.autocast_dtype = dtype
     if compile_backbone:
         model.backbone.compile()
         model.proposal_generator.conv.compile()
-    elif channels_last:
-        _fuse_dense_parts(model)
     return model
-
-
-def _fuse_dense_parts(model: nn.Module) -> None:
-    """Those that run convolutions over whole maps, on a CPU; heads run them on every level."""
-    if not torch.backends.mkldnn.is_available() or next(model.parameters()).is_cuda:
-        return
-    for name, kept_sizes in (("backbone", 1), ("proposal_generator", 8), ("head", 8)):
-        part = getattr(model, name, None)
-        if isinstance(part, nn.Module):
-            fuse_convolutions(part, kept_sizes)
 
 
 def _copy_for_inference(model: nn.Module) -> nn.Module:
