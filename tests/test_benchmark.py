@@ -16,12 +16,15 @@ from mimicdet.benchmark import (
     ModelSettings,
     build_detector,
     calibrate,
+    conditions,
     interleave,
+    runner,
     sampling,
 )
 from mimicdet.benchmark import cli as command_line
 from mimicdet.benchmark.calibration import standardise
-from mimicdet.benchmark.detectors import CASES, DEFAULT_CASES
+from mimicdet.benchmark.conditions import Conditions
+from mimicdet.benchmark.detectors import CASES, DEFAULT_CASES, Case
 from mimicdet.benchmark.inputs import BOXES_PER_IMAGE, image_size, make_inputs
 from mimicdet.benchmark.memory import MemoryTask, measure_memory
 from mimicdet.benchmark.observe import count_flops, observe
@@ -37,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZE = (64, 64)
 NUM_CLASSES = 3
 SETTINGS = ModelSettings("R-18", NUM_CLASSES, "cpu")
+CONDITIONS = Conditions("cpu", 1)
 COMMON = {"repeats": 2, "warmup": 1, "nms_boxes": 40, "memory": False, "stages": False}
 
 
@@ -206,7 +210,7 @@ def test_memory_is_that_of_a_process_of_its_own(tmp_path):
     ballast = torch.ones(2**28)  # 1 GiB here must not show there
 
     def peak(mode: str) -> float:
-        task = MemoryTask("backbone", mode, SETTINGS, (256, 256), 2, 1, state_file)
+        task = MemoryTask("backbone", mode, SETTINGS, (256, 256), 2, CONDITIONS, state_file)
         memory = measure_memory(task)
         assert 0 < memory.baseline < memory.peak
         return memory.peak
@@ -237,6 +241,38 @@ def test_groups_are_all_combinations_and_training_has_no_optimized_cases():
     }
 
 
+def test_forms_of_one_model_are_what_their_names_say(mimicdet):
+    weights = {name: x.clone() for name, x in mimicdet.state_dict().items()}
+    forms = ["plain", "channels-last", "optimized", "bfloat16", "float16", "compiled"]
+    models = {form: Case("mimicdet", form).prepare(mimicdet) for form in forms}
+
+    def first_weight(form):
+        return models[form].backbone.bottom_up.res2[0].conv1.weight
+
+    assert models["plain"] is mimicdet
+    assert not first_weight("plain").is_contiguous(memory_format=torch.channels_last)
+    for form in forms[1:]:
+        assert first_weight(form).is_contiguous(memory_format=torch.channels_last), form
+    assert models["channels-last"].state_dict().keys() == weights.keys()
+    for form, dtype in (("optimized", torch.float32), ("bfloat16", torch.bfloat16)):
+        assert first_weight(form).dtype == dtype
+    assert first_weight("float16").dtype == torch.float16
+    assert models["compiled"].backbone._compiled_call_impl is not None
+    assert models["optimized"].backbone._compiled_call_impl is None
+    for name, value in mimicdet.state_dict().items():
+        assert torch.equal(value, weights[name])
+    trainable = [form for form in forms if Case("mimicdet", form).trains]
+    assert trainable == ["plain", "channels-last"]
+
+
+def test_a_compiled_model_counts_as_what_was_compiled(mimicdet):
+    def facts(form):
+        case = Case("mimicdet", form)
+        return runner._facts(case, case.prepare(mimicdet), mimicdet, inputs())
+
+    assert facts("compiled") == facts("optimized") != facts("plain")
+
+
 def test_resumed_run_measures_what_is_missing_alone(tmp_path):
     def measure(sides: list[int], results: dict) -> list[str]:
         lines: list[str] = []
@@ -244,10 +280,16 @@ def test_resumed_run_measures_what_is_missing_alone(tmp_path):
         batches = {"eval": [1], "train": [1]}
         cases = ["mimicdet", "mimicdet-optimized", "backbone"]
         groups = make_groups(["eval"], ["R-18"], [3], sides, batches, cases, **common)
-        run_groups(groups, results, lambda r: write_results(r, tmp_path / "r.json"), lines.append)
+        run_groups(
+            groups,
+            CONDITIONS,
+            results,
+            lambda r: write_results(r, tmp_path / "r.json"),
+            lines.append,
+        )
         return lines
 
-    results = new_results("cpu", 1, "first")
+    results = new_results(CONDITIONS, "first")
     measure([32], results)
     written = json.loads((tmp_path / "r.json").read_text())
     lines = measure([32, 64], written)
@@ -262,11 +304,11 @@ def test_resumed_run_measures_what_is_missing_alone(tmp_path):
 
 
 def test_results_of_another_machine_are_not_mixed():
-    old, new = new_results("cpu", 1, "a"), new_results("cpu", 2, "b")
+    old, new = new_results(CONDITIONS, "a"), new_results(Conditions("cpu", 2), "b")
     with pytest.raises(ValueError, match="file.json was measured with threads 1, this run has 2"):
         continue_results(old, new, "file.json")
-    assert continue_results(old, new_results("cpu", 1, "b"), "")["commands"] == ["a", "b"]
-    kept = new_results("cpu", 1, "b", keeps_freed_memory=True)
+    assert continue_results(old, new_results(CONDITIONS, "b"), "")["commands"] == ["a", "b"]
+    kept = new_results(Conditions("cpu", 1, keeps_freed_memory=True), "b")
     with pytest.raises(ValueError, match="keeps_freed_memory False, this run has True"):
         continue_results(old, kept, "file.json")
     del old["keeps_freed_memory"]
@@ -439,7 +481,7 @@ def test_tool_measures_and_writes(tmp_path, monkeypatch, capsys):
 
 def test_freed_memory_is_kept_where_it_can_be(tmp_path, monkeypatch, capsys):
     called = []
-    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: called.append(1) or True)
+    monkeypatch.setattr(conditions, "keep_freed_memory", lambda: called.append(1) or True)
     arguments = ["--quick", "--mode", "eval", "--sizes", "32", "--detectors", "backbone"]
     arguments += ["--threads", "1", "--output", str(tmp_path / "results.json")]
     assert command_line.main(arguments) == 0 and not called
@@ -447,7 +489,7 @@ def test_freed_memory_is_kept_where_it_can_be(tmp_path, monkeypatch, capsys):
     arguments[-1] = str(tmp_path / "kept.json")
     assert command_line.main([*arguments, "--keep-freed-memory"]) == 0 and called
     assert "the memory of freed tensors is kept" in capsys.readouterr().out
-    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(conditions, "keep_freed_memory", lambda: False)
     arguments[-1] = str(tmp_path / "refused.json")
     assert command_line.main([*arguments, "--keep-freed-memory"]) == 2
     assert "--keep-freed-memory needs glibc" in capsys.readouterr().err
@@ -514,7 +556,7 @@ def test_class_counts_are_measured_side_by_side(monkeypatch):
     monkeypatch.setattr("mimicdet.benchmark.runner.interleave", untimed)
     cases = ("mimicdet-3-classes", "mimicdet-1203-classes")
     (group,) = make_groups(["eval"], ["R-18"], [80], [64], {"eval": [1]}, cases, **COMMON)
-    facts = run_group(group, "cpu", 1)["cases"]
+    facts = run_group(group, CONDITIONS)["cases"]
     few, many = (facts[name]["parameters"] for name in cases)
     # The S-head's and the T-head's 1024-d class features, each with a bias.
     assert many - few == 2 * 1200 * 1025

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..allocator import keep_freed_memory
+from .conditions import Conditions
 from .detectors import BACKBONES, CASES, DEFAULT_CASES, check_names
 from .plot import plot_latency
 from .report import format_report, write_report
@@ -126,16 +126,13 @@ def _beside(path: str, suffix: str) -> str:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Run what the arguments ask for and write JSON and Markdown."""
-    results = new_results(args.device, args.threads, command, args.keep_freed_memory)
+    conditions = Conditions(args.device, args.threads, args.keep_freed_memory)
+    results = new_results(conditions, command)
     if Path(args.output).exists():
         if not args.resume:
             raise ValueError(f"{args.output} exists; --resume adds to it")
         results = continue_results(read_results(args.output), results, args.output)
-    if args.keep_freed_memory and not keep_freed_memory():
-        raise ValueError(
-            "--keep-freed-memory needs glibc, and no variable of the environment that sets its "
-            "allocator (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD)"
-        )
+    conditions.apply()
     groups = make_groups(
         modes=args.mode,
         backbones=args.backbones,
@@ -154,7 +151,9 @@ def measure(args: argparse.Namespace, command: str) -> None:
         write_results(measured, args.output)
         write_report(measured, _beside(args.output, ".md"))
 
-    run_groups(groups, results, save, lambda line: print(line, file=sys.stderr, flush=True))
+    run_groups(
+        groups, conditions, results, save, lambda line: print(line, file=sys.stderr, flush=True)
+    )
     print(format_report(results))
 
 

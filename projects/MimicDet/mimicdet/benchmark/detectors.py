@@ -1,8 +1,10 @@
 """What is compared: how every detector is built, and where its output layers are."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from detectron2 import model_zoo as detectron2_zoo
@@ -57,12 +59,12 @@ class Detector:
 @dataclass(frozen=True)
 class Case:
     """
-    A row of the tables: a detector, as it comes, prepared by optimize_for_inference, or exported
-    and run by ONNX Runtime on the CPU.
+    A row of the tables: a detector in one of FORMS, or exported and run by ONNX Runtime on the CPU
+    ("onnx").
     """
 
     detector: str
-    form: str = "plain"  # or "optimized", "onnx"
+    form: str = "plain"
     num_classes: int | None = None  # None: those of the group
 
     def settings(self, of_group: ModelSettings) -> ModelSettings:
@@ -73,9 +75,12 @@ class Case:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The detector's model in this form."""
-        if self.form == "optimized":
-            return optimize_for_inference(model)
-        return OnnxModel(model) if self.form == "onnx" else model
+        return FORMS[self.form](model)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a training step can be measured."""
+        return self.form in ("plain", "channels-last")
 
 
 class BackboneOnly(nn.Module):
@@ -158,6 +163,16 @@ _MIMICDET_LAYERS = {
     "score_thresh": lambda model: model.student_head.settings.test_thresholds[0],
 }
 
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": lambda model: model,
+    "channels-last": lambda model: copy.deepcopy(model).to(memory_format=torch.channels_last),
+    "optimized": optimize_for_inference,
+    "bfloat16": partial(optimize_for_inference, precision="bfloat16"),
+    "float16": partial(optimize_for_inference, precision="float16"),
+    "compiled": partial(optimize_for_inference, compile_backbone=True),
+    "onnx": OnnxModel,
+}
+
 DETECTORS: dict[str, Detector] = {
     "mimicdet": Detector(lambda s: _mimicdet(s, sparse=True), **_MIMICDET_LAYERS),
     "mimicdet-dense": Detector(lambda s: _mimicdet(s, sparse=False), **_MIMICDET_LAYERS),
@@ -199,7 +214,10 @@ CASES: dict[str, Case] = {
         f"{name}-optimized": Case(name, "optimized")
         for name in ("mimicdet", "mimicdet-dense", "retinanet", "backbone")
     },
-    "mimicdet-onnx": Case("mimicdet", "onnx"),
+    **{
+        f"mimicdet-{form}": Case("mimicdet", form)
+        for form in ("onnx", "channels-last", "bfloat16", "float16", "compiled")
+    },
     # Class counts side by side: between two groups the machine itself may change by more.
     **{
         f"mimicdet{suffix}-{count}-classes": Case("mimicdet", form, count)
@@ -209,7 +227,9 @@ CASES: dict[str, Case] = {
 }
 # What is compared where nothing else is asked for.
 DEFAULT_CASES = [
-    name for name, case in CASES.items() if case.form != "onnx" and case.num_classes is None
+    name
+    for name, case in CASES.items()
+    if case.form in ("plain", "optimized") and case.num_classes is None
 ]
 
 

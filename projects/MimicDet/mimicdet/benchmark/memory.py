@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..allocator import keep_freed_memory
+from .conditions import Conditions
 from .detectors import CASES, ModelSettings, build_detector
 from .inputs import make_inputs
 from .workloads import make_workload
@@ -26,9 +26,8 @@ class MemoryTask:
     model: ModelSettings
     size: tuple[int, int]  # (height, width)
     batch: int
-    threads: int
+    conditions: Conditions
     state_file: str  # state_dict of the calibrated detector
-    keeps_freed_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,7 @@ def measure_memory(task: MemoryTask) -> Memory:
 
 def run_task(task: MemoryTask) -> Memory:
     """The child's side of measure_memory: changes the process that it runs in."""
-    torch.set_num_threads(task.threads)
-    if task.keeps_freed_memory:
-        keep_freed_memory()
+    task.conditions.apply()
     case = CASES[task.case]
     model = build_detector(case.detector, task.model)
     model.load_state_dict(torch.load(task.state_file, weights_only=True))

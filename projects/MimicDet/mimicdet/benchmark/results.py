@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import detectron2
 import torch
 import torchvision
 
+from .conditions import Conditions
+
 # What must agree for measurements to stand in one file.
-_SAME = ("machine", "versions", "threads", "device", "keeps_freed_memory")
+_SAME = ("machine", "versions", *[field.name for field in fields(Conditions)])
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -44,16 +47,12 @@ def describe_versions() -> dict[str, str | None]:
     }
 
 
-def new_results(
-    device: str, threads: int, command: str, keeps_freed_memory: bool = False
-) -> dict[str, Any]:
-    """Results without measurements; keeps_freed_memory: see allocator.keep_freed_memory."""
+def new_results(conditions: Conditions, command: str) -> dict[str, Any]:
+    """Results without measurements."""
     return {
-        "machine": describe_machine(device),
+        "machine": describe_machine(conditions.device),
         "versions": describe_versions(),
-        "device": device,
-        "threads": threads,
-        "keeps_freed_memory": keeps_freed_memory,
+        **asdict(conditions),
         "date": datetime.date.today().isoformat(),
         "commands": [command],
         "groups": [],

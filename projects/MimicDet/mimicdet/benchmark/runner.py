@@ -14,7 +14,8 @@ from torch import nn
 
 from ..meta_arch import MimicDet
 from .calibration import calibrate
-from .detectors import CASES, DETECTORS, Case, ModelSettings, build_detector
+from .conditions import Conditions
+from .detectors import CASES, DETECTORS, FORMS, Case, ModelSettings, build_detector
 from .inputs import image_size, make_inputs
 from .memory import MemoryTask, measure_memory
 from .observe import count_flops, observe
@@ -76,7 +77,7 @@ def make_groups(
     for mode, backbone, classes, side in itertools.product(
         modes, backbones, class_counts, short_sides
     ):
-        chosen = tuple(c for c in cases if mode == "eval" or CASES[c].form == "plain")
+        chosen = tuple(c for c in cases if mode == "eval" or CASES[c].trains)
         for batch in batches[mode] if chosen else ():
             groups.append(Group(mode, backbone, classes, side, batch, chosen, **common))
     return groups
@@ -84,6 +85,7 @@ def make_groups(
 
 def run_groups(
     groups: list[Group],
+    conditions: Conditions,
     results: dict[str, Any],
     save: Callable[[dict[str, Any]], None],
     say: Callable[[str], None],
@@ -101,10 +103,7 @@ def run_groups(
             f"[{number}/{len(todo)}] {group.mode}, {group.backbone}, {height} x {width}, "
             f"{group.num_classes} classes, batch {group.batch}: {len(group.cases)} cases"
         )
-        measured = run_group(
-            group, results["device"], results["threads"], results["keeps_freed_memory"]
-        )
-        results["groups"].append(measured)
+        results["groups"].append(run_group(group, conditions))
         save(results)
         done += group.weight
         elapsed = time.monotonic() - start
@@ -112,12 +111,9 @@ def run_groups(
         say(f"  {elapsed / 60:.1f} min so far, about {left / 60:.1f} min to go")
 
 
-def run_group(
-    group: Group, device: str, threads: int, keeps_freed_memory: bool = False
-) -> dict[str, Any]:
-    """Build, calibrate, observe and time the cases of one group."""
-    torch.set_num_threads(threads)
-    settings = ModelSettings(group.backbone, group.num_classes, device)
+def run_group(group: Group, conditions: Conditions) -> dict[str, Any]:
+    """Build, calibrate, observe and time the cases of one group; the process is prepared."""
+    settings = ModelSettings(group.backbone, group.num_classes, conditions.device)
     inputs = make_inputs(group.size, group.batch, group.num_classes)
     detectors = dict(_calibrated_detectors(group, settings, inputs))
     models = {name: CASES[name].prepare(model) for name, model in detectors.items()}
@@ -128,10 +124,8 @@ def run_group(
         for name in group.cases:
             if CASES[name].form == "onnx":  # the process would show what the export needed
                 continue
-            facts[name]["memory_mib"] = _memory(
-                name, group, settings, threads, detectors[name], keeps_freed_memory
-            )
-    synchronize = synchronizer(device)
+            facts[name]["memory_mib"] = _memory(name, group, settings, conditions, detectors[name])
+    synchronize = synchronizer(conditions.device)
     work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
     clocks = {}
     if group.stages and group.mode == "eval":
@@ -163,8 +157,11 @@ def _facts(
     case: Case, model: nn.Module, detector: nn.Module, inputs: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What one forward pass in evaluation does, an image, and what the model holds."""
-    if case.form == "onnx":  # PyTorch sees none of its operators: those it was made from
+    # These cannot be looked into: what they were made from is.
+    if case.form == "onnx":
         model = detector
+    elif case.form == "compiled":
+        model = FORMS["optimized"](detector)
     seen = observe(model, inputs, DETECTORS[case.detector].score_thresh(detector))
     return {
         "passed_boxes": seen.passed_boxes / len(inputs),
@@ -180,22 +177,14 @@ def _memory(
     name: str,
     group: Group,
     settings: ModelSettings,
-    threads: int,
+    conditions: Conditions,
     detector: nn.Module,
-    keeps_freed_memory: bool,
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         state_file = str(Path(folder) / "state.pth")
         torch.save(detector.state_dict(), state_file)
         settings = CASES[name].settings(settings)
         task = MemoryTask(
-            name,
-            group.mode,
-            settings,
-            group.size,
-            group.batch,
-            threads,
-            state_file,
-            keeps_freed_memory,
+            name, group.mode, settings, group.size, group.batch, conditions, state_file
         )
         return asdict(measure_memory(task))
