@@ -1,13 +1,14 @@
 """Data: the embedded data set, a user's own data by address, the training mapper."""
 
 from .cache import cache_root
-from .datasets import output_name, register_datasets, register_embedded
+from .datasets import class_names, output_name, register_datasets, register_embedded
 from .mapper import MimicDatasetMapper
 from .shapes import write_shapes
 
 __all__ = [
     "MimicDatasetMapper",
     "cache_root",
+    "class_names",
     "output_name",
     "register_datasets",
     "register_embedded",

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -144,6 +145,14 @@ def _unknown_name(cfg: CfgNode, name: str) -> str:
         f"{key}: {name!r} is neither a registered data set nor an address of your own data.{hint} "
         f"An address is {_HOW_TO}."
     )
+
+
+def class_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Of the config's first registered set, DATASETS.TEST before TRAIN; else the numbers."""
+    names: Sequence[str] = ()
+    for dataset in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN][:1]:
+        names = MetadataCatalog.get(dataset).get("thing_classes", ())
+    return tuple(names or map(str, range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)))
 
 
 def _source(name: str) -> str:

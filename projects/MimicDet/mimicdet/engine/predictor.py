@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from ..checkpoint import load_weights
+from ..data import class_names
 from ..inference import optimize_for_inference
 
 
@@ -21,7 +21,7 @@ class Predictor:
 
     Attributes:
         model: in evaluation mode.
-        class_names: of the first set of DATASETS.TEST; numbers where it names none.
+        class_names: see data.class_names.
     """
 
     def __init__(self, cfg: CfgNode, optimize: bool = True) -> None:
@@ -39,7 +39,7 @@ class Predictor:
         model = build_model(cfg).eval()
         load_weights(model, cfg.MODEL.WEIGHTS)
         self.model = optimize_for_inference(model) if optimize else model
-        self.class_names = _class_names(cfg)
+        self.class_names = class_names(cfg)
         self._input_format = cfg.INPUT.FORMAT
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
@@ -63,10 +63,3 @@ class Predictor:
         resized = self._resize.get_transform(image).apply_image(image)
         pixels = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
         return {"image": torch.from_numpy(pixels), "height": height, "width": width}
-
-
-def _class_names(cfg: CfgNode) -> tuple[str, ...]:
-    names: Sequence[str] = ()
-    if cfg.DATASETS.TEST:
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", ())
-    return tuple(names or map(str, range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)))

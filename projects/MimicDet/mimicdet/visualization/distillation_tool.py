@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_weights
 from ..config import load_config
-from ..data import MimicDatasetMapper
+from ..data import MimicDatasetMapper, class_names
 from ..distillation import (
     DISTILLATION_REGISTRY,
     DetectorAdapter,
@@ -33,7 +33,7 @@ from ..distillation import (
 from ..distillation.pairing import check_pair
 from ..distillation.teacher import load_teacher_config
 from ..engine import setup_cfg
-from ..errors import error_text
+from .command import print_paths
 from .distillation import (
     ChannelVariance,
     channel_variance,
@@ -230,7 +230,7 @@ def draw_view(
             for name in ("prediction", "feature", "product")
         }
     if "ranks" in pictures:
-        names = _class_names(pair.cfg)
+        names = class_names(pair.cfg)
         found = object_ranks(view.student, view.teacher, pair.readings)[: args.num_objects]
         for number, ranks in enumerate(found, 1):
             name = names[ranks.gt_class]
@@ -258,11 +258,6 @@ def level_variances(pair: Pair, seen: Sequence[View]) -> list[ChannelVariance]:
         )
         for level, stride in enumerate(pair.strides)
     ]
-
-
-def _class_names(cfg: CfgNode) -> list[str]:
-    numbered = [f"class {index}" for index in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
-    return MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", numbered)
 
 
 def run(args: argparse.Namespace) -> Iterator[Path]:
@@ -295,11 +290,4 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run tools/visualize_distillation.py; return its exit status."""
-    args = build_parser().parse_args(arguments)
-    try:
-        for path in run(args):
-            print(path)
-    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
-        print(f"visualize_distillation: error: {error_text(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return print_paths("visualize_distillation", run(build_parser().parse_args(arguments)))

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from PIL import Image
 
+from ..data import class_names
 from ..engine import load_weights, setup_cfg
-from ..errors import error_text
 from ..meta_arch import MimicDet
+from .command import print_paths
 from .grid import boxes_from_record, pick_evenly
 from .sampling import SamplingRecord, draw_sampling, sampling_points
 
@@ -193,7 +193,7 @@ def draw(
         draw_sampling(
             pixels,
             record,
-            _class_names(contender.cfg),
+            class_names(contender.cfg),
             width=args.width,
             title=contender.label,
             show_detections="detections" in args.show,
@@ -204,12 +204,6 @@ def draw(
     gap = np.full((panels[0].shape[0], 12, 3), 255, dtype=np.uint8)
     parts = [part for panel in panels for part in (gap, panel)][1:]
     return Image.fromarray(np.concatenate(parts, axis=1))
-
-
-def _class_names(cfg: CfgNode) -> list[str]:
-    numbered = [f"class {index}" for index in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN][:1]
-    return MetadataCatalog.get(names[0]).get("thing_classes", numbered) if names else numbered
 
 
 def _load(args: argparse.Namespace) -> list[Contender]:
@@ -249,11 +243,4 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run tools/visualize_sampling.py; return its exit status."""
-    args = build_parser().parse_args(arguments)
-    try:
-        for path in run(args):
-            print(path)
-    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
-        print(f"visualize_sampling: error: {error_text(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return print_paths("visualize_sampling", run(build_parser().parse_args(arguments)))
