@@ -57,6 +57,22 @@ def test_one_image_to_a_file(run_demo, tmp_path):
     assert drawn(tmp_path / "result.png")
 
 
+def test_precision_and_compilation_are_the_predictors(run_demo, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def note(cfg, **options):
+        asked.append(options)
+        raise ValueError("noted")
+
+    monkeypatch.setattr(demo, "Predictor", note)
+    run = ["--input", write_image(tmp_path / "a.png"), "--output", tmp_path / "b.png"]
+    assert run_demo(*run) == run_demo(*run, "--precision", "bfloat16", "--compile") == 2
+    assert asked == [
+        {"precision": "float32", "compile_backbone": False},
+        {"precision": "bfloat16", "compile_backbone": True},
+    ]
+
+
 def test_the_threshold_counts(run_demo, tmp_path, capsys):
     image = write_image(tmp_path / "a.png")
     output = ["--output", tmp_path / "out"]

@@ -56,6 +56,16 @@ def test_class_names_come_from_the_test_set(make_cfg):
     assert Predictor(cfg, optimize=False).class_names == ("0", "1", "2", "3", "4")
 
 
+def test_options_reach_the_optimized_model(make_cfg):
+    model = Predictor(make_cfg(), precision="bfloat16", compile_backbone=True).model
+    assert model.backbone.bottom_up.res2[0].conv1.weight.dtype == torch.bfloat16
+    assert model.backbone._compiled_call_impl is not None
+    assert Predictor(make_cfg()).model.backbone._compiled_call_impl is None
+    for options in ({"precision": "bfloat16"}, {"compile_backbone": True}):
+        with pytest.raises(ValueError, match="need optimize=True"):
+            Predictor(make_cfg(), optimize=False, **options)
+
+
 def test_a_checkpoint_is_needed(make_cfg):
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         Predictor(make_cfg("MODEL.WEIGHTS", ""))

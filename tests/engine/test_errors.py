@@ -162,6 +162,7 @@ def test_eval_only_wants_a_checkpoint_that_fits(error_of, trained, tmp_path):
     assert "(3, 32) in the file, (4, 32) in the model" in message
     assert "MODEL.WEIGHTS" in error_of("--eval-only")
     assert "--optimize goes with --eval-only" in error_of("--optimize=float32")
+    assert "--compile goes with --optimize" in error_of("--eval-only", "--compile", *weights)
     assert "DATASETS.TEST is empty" in error_of("--eval-only", *weights, "DATASETS.TEST", "()")
 
 

@@ -148,6 +148,17 @@ def test_eval_only_of_the_optimized_model(data, trained, tmp_path, precision, to
     assert found["AP"] == pytest.approx(expected, abs=tolerance)
 
 
+def test_eval_only_of_the_compiled_model(data, trained, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
+    opts = ["MODEL.WEIGHTS", trained.output / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    flags = ["--config-file", data.config, "--eval-only", "--optimize", "float32"]
+    results(*flags, *opts)
+    assert not compiled
+    results(*flags, "--compile", *opts)
+    assert compiled
+
+
 def test_eval_only_of_the_teacher(data, trained, tmp_path, monkeypatch):
     heads = []
     detect = MimicDet.inference

@@ -6,6 +6,7 @@ import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from mimicdet_runtime.video import VideoReader, VideoWriter
 from .allocator import keep_freed_memory
 from .engine import Predictor, setup_cfg
 from .errors import error_text
+from .inference import PRECISIONS
 
 _ESCAPE = 27
 _WINDOW = "MimicDet (Esc: stop)"
@@ -49,9 +51,12 @@ class CheckpointDetector:
         ]
 
 
-def load_predictor(config_file: str, opts: Sequence[str], optimize: bool = True) -> Predictor:
+def load_predictor(config_file: str, opts: Sequence[str], **options: Any) -> Predictor:
     """
     Build the model of a config with its checkpoint.
+
+    Args:
+        options: Predictor's.
 
     Raises:
         InputError: config, data sets, device or checkpoint cannot be used.
@@ -60,7 +65,7 @@ def load_predictor(config_file: str, opts: Sequence[str], optimize: bool = True)
         cfg = setup_cfg(config_file, list(opts))
         if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
-        return Predictor(cfg, optimize)
+        return Predictor(cfg, **options)
     except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(error_text(error)) from error
 
@@ -83,6 +88,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown (0.5)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="float32",
+        help="of the arithmetic; bfloat16 is the fast one where the CPU computes in it (float32)",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="give the backbone to torch.compile: a minute or more at the first image",
     )
     parser.add_argument(
         "--opts",
@@ -123,7 +139,13 @@ def _run(args: argparse.Namespace) -> int:
         if not args.input:
             source = 0 if args.webcam else Path(args.video_input)
             video = stack.enter_context(contextlib.closing(VideoReader(source)))
-        detector = CheckpointDetector(load_predictor(args.config_file, args.opts + threshold))
+        predictor = load_predictor(
+            args.config_file,
+            args.opts + threshold,
+            precision=args.precision,
+            compile_backbone=args.compile,
+        )
+        detector = CheckpointDetector(predictor)
         if args.input:
             return detect_images(detector, targets)
         target = None

@@ -31,6 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --eval-only: fold batch norms, lay maps channels last and compute in "
         f"{', '.join(PRECISIONS)}",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --optimize: give the backbone to torch.compile, which takes a minute or more at "
+        "the first image",
+    )
     parser.epilog = (parser.epilog or "") + _EPILOG
     return parser
 
@@ -55,13 +61,17 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
         if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
+        if args.optimize and not args.eval_only:
+            raise ValueError("--optimize goes with --eval-only: an optimized model cannot train")
+        if args.compile and not args.optimize:
+            raise ValueError("--compile goes with --optimize")
         check_test_sets(cfg)
         if args.eval_only:
             model = load_for_evaluation(cfg, resume=args.resume)
             if args.optimize:
-                model = optimize_for_inference(model, precision=args.optimize)
-        elif args.optimize:
-            raise ValueError("--optimize goes with --eval-only: an optimized model cannot train")
+                model = optimize_for_inference(
+                    model, precision=args.optimize, compile_backbone=args.compile
+                )
         elif not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: there is nothing to train on")
         else:

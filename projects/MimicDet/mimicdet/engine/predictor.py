@@ -24,21 +24,35 @@ class Predictor:
         class_names: see data.class_names.
     """
 
-    def __init__(self, cfg: CfgNode, optimize: bool = True) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        optimize: bool = True,
+        precision: str = "float32",
+        compile_backbone: bool = False,
+    ) -> None:
         """
         Args:
             cfg: complete, see `setup_cfg`; MODEL.WEIGHTS names the checkpoint.
             optimize: run what `optimize_for_inference` makes of the model; its results differ from
                 the model's by rounding.
+            precision, compile_backbone: its options; they need optimize.
 
         Raises:
-            FileNotFoundError, ValueError: MODEL.WEIGHTS is missing or does not fit the config.
+            FileNotFoundError, ValueError: MODEL.WEIGHTS is missing or does not fit the config,
+                or the options do not go together.
         """
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint")
+        if not optimize and (precision != "float32" or compile_backbone):
+            raise ValueError("precision and compile_backbone need optimize=True")
         model = build_model(cfg).eval()
         load_weights(model, cfg.MODEL.WEIGHTS)
-        self.model = optimize_for_inference(model) if optimize else model
+        if optimize:
+            model = optimize_for_inference(
+                model, precision=precision, compile_backbone=compile_backbone
+            )
+        self.model = model
         self.class_names = class_names(cfg)
         self._input_format = cfg.INPUT.FORMAT
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
