@@ -7,10 +7,11 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from torch import nn
 
-from mimicdet import optimize_for_inference
-from mimicdet.inference import fold_batch_norms
+from mimicdet import inference, optimize_for_inference
+from mimicdet.inference import FusedBlock, fold_batch_norms
 from tests.helpers import make_input, randomise_refinement, small_model
 
 
@@ -85,6 +86,41 @@ def test_no_batch_norm_and_no_unused_head_is_left():
         torch.equal(v, after[k]) for k, v in before.items()
     )
     assert model.roi_heads is not None
+
+
+@pytest.mark.parametrize("depth, kind", [(18, BasicBlock), (50, BottleneckBlock)])
+@pytest.mark.parametrize("one_operator", [True, False])
+def test_blocks_with_a_fused_shortcut_compute_the_same(depth, kind, one_operator, monkeypatch):
+    calls, operator = [], inference._ADD_RELU
+    assert operator is not None
+    record = (lambda *x: calls.append(x) or operator(*x)) if one_operator else None
+    monkeypatch.setattr(inference, "_ADD_RELU", record)
+    stages = [nn.Sequential(*x) for x in ResNet.make_default_stages(depth, kind, norm="")[:2]]
+    stages = nn.Sequential(*stages)
+    fused = copy.deepcopy(stages)
+    count = sum(isinstance(m, kind) for m in stages.modules())
+    assert inference.fuse_shortcuts(fused) == count > 2
+    assert not [m for m in fused.modules() if type(m) is kind]
+    assert fused.state_dict().keys() == stages.state_dict().keys()
+    x = torch.randn(2, 64, 9, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(fused(x), stages(x))
+        half = fused.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert len(calls) == (count if one_operator else 0)
+    assert half.dtype == torch.bfloat16
+
+
+def test_what_is_compiled_keeps_its_blocks(monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", lambda self: None)
+    blocks = {
+        compiled: [
+            type(m)
+            for m in optimize_for_inference(detector(), compile_backbone=compiled).modules()
+            if isinstance(m, (BasicBlock, FusedBlock))
+        ]
+        for compiled in (True, False)
+    }
+    assert set(blocks[True]) == {BasicBlock} and set(blocks[False]) == {FusedBlock}
 
 
 def test_the_layout_can_be_left_alone():

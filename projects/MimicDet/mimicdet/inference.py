@@ -4,11 +4,15 @@ import copy
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from torch import nn
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .meta_arch import MimicDet
 
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Of a CPU, float32 and float64 alone; not public, so it may be missing one day.
+_ADD_RELU = getattr(torch.ops.aten, "_add_relu_", None)
 _BATCH_NORMS = (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)
 
 
@@ -22,8 +26,9 @@ def optimize_for_inference(
     """
     An eval copy of a detector that is called like the original and detects the same.
 
-    Batch norms are folded into the convolutions before them, weights lie channels last, and what
-    the configured head does not need is left out (MimicDet's T-head). Any Detectron2 model is
+    Batch norms are folded into the convolutions before them, weights lie channels last, ResNet
+    blocks add their shortcut in the pass of their ReLU, and what the configured head does not need
+    is left out (MimicDet's T-head). Any Detectron2 model is
     taken; the original is not touched. What comes back is for detection: training it would miss
     its batch norms.
 
@@ -54,9 +59,11 @@ def optimize_for_inference(
     if dtype is not None:
         model.backbone.to(dtype)
         model.autocast_dtype = dtype
-    if compile_backbone:
+    if compile_backbone:  # which fuses by itself
         model.backbone.compile()
         model.proposal_generator.conv.compile()
+    else:
+        fuse_shortcuts(model)
     return model
 
 
@@ -115,3 +122,44 @@ def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
     weight = (conv.weight.double() * scale[:, None, None, None]).to(dtype)
     conv.weight = nn.Parameter(weight, requires_grad=False)
     conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+
+class FusedBlock(nn.Module):
+    """
+    A Detectron2 ResNet block whose sum with the shortcut and ReLU are one pass over memory.
+
+    The maps of the first stages are larger than a CPU's caches. Parameters and their names are the
+    block's.
+    """
+
+    def __init__(self, block: BasicBlock | BottleneckBlock):
+        super().__init__()
+        self.shortcut = block.shortcut
+        self.conv1, self.conv2 = block.conv1, block.conv2
+        self.conv3 = block.conv3 if isinstance(block, BottleneckBlock) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.conv2(F.relu_(self.conv1(x)))
+        if self.conv3 is not None:
+            found = self.conv3(F.relu_(found))
+        return _add_relu(found, x if self.shortcut is None else self.shortcut(x))
+
+
+def _add_relu(x: Tensor, other: Tensor) -> Tensor:
+    """relu(x + other), into x; where it is one operator, NaN becomes zero."""
+    if _ADD_RELU is not None and x.device.type == "cpu" and x.dtype == torch.float32:
+        return _ADD_RELU(x, other)
+    return F.relu_(x.add_(other))
+
+
+def fuse_shortcuts(model: nn.Module) -> int:
+    """Replace every ResNet block by its FusedBlock. In place; returns how many there were."""
+    blocks = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) in (BasicBlock, BottleneckBlock)
+    ]
+    for parent, name, child in blocks:
+        setattr(parent, name, FusedBlock(child))
+    return len(blocks)
