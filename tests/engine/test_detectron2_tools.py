@@ -97,10 +97,11 @@ def test_flops_of_the_alignment_layers(data):
     dense = flops(data, sparse=False)["model.student_head"]
     assert dense["linear"] == sum(areas) * (2 * 32 * 32 + 32 * 3 + 32 * 4)
     assert dense["deform_conv2d"] == by_hand
-    # All 341 positions are asked for, so that the sampled form does the same products.
+    # All 341 positions are asked for, so that the sampled form does the same products, those of
+    # the offsets' 1x1 convolutions as well.
     sparse = flops(data, sparse=True)["model.student_head"]
-    assert sparse["deform_conv2d"] == 0
-    assert sparse["linear"] == dense["linear"] + by_hand
+    assert sparse["deform_conv2d"] == sparse["conv"] == 0 < dense["conv"]
+    assert sparse["linear"] == dense["linear"] + dense["conv"] + by_hand
     # Sampling itself: four weighted rows of 32 channels a point.
     points = 9 * areas[0] + 25 * sum(areas[1:])
     assert sparse["embedding_bag"] == points * 4 * 32

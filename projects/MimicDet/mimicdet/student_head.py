@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .labels import HeadSettings, cat_labelled, regression_loss
-from .layers import GuidedAlignment, RowLayout, build_alignment, fresh_casts, pyramid_rows
+from .layers import GuidedAlignment, Linear, RowLayout, build_alignment, fresh_casts, pyramid_rows
 from .losses import classification_loss
 from .structures import HeadPredictions, LabelledBoxes, flat_indices, split_positions
 from .targets import draw, mine_hard
@@ -84,13 +84,13 @@ class StudentHead(nn.Module):
             }
         )
         if dual_path:
-            self.class_feature = nn.Linear(alignment_dim, feature_dim)
-            self.box_feature = nn.Linear(alignment_dim, feature_dim)
+            self.class_feature = Linear(alignment_dim, feature_dim)
+            self.box_feature = Linear(alignment_dim, feature_dim)
         else:
-            self.shared_feature = nn.Linear(alignment_dim, feature_dim)
+            self.shared_feature = Linear(alignment_dim, feature_dim)
         self.dual_path = dual_path
-        self.class_logits = nn.Linear(feature_dim, settings.num_classes + 1)
-        self.box_deltas = nn.Linear(feature_dim, 4)
+        self.class_logits = Linear(feature_dim, settings.num_classes + 1)
+        self.box_deltas = Linear(feature_dim, 4)
         self._initialise(init)
         if offset_init == "box":
             self._start_at_boxes(anchor_sizes, delta_weights)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .labels import HeadSettings, cat_labelled, fast_rcnn_losses, label_proposals
+from .layers import Linear
 from .layers.precision import at_least_float32
 from .structures import HeadPredictions, split_positions
 from .targets import sample_labels
@@ -104,8 +105,8 @@ class MimicTeacherHeads(ROIHeads):
             self.box_branch = _branch(in_channels, resolution, convs, [fc_dim])
         else:
             self.shared_branch = _branch(in_channels, resolution, convs, [fc_dim] * num_fc)
-        self.class_logits = nn.Linear(fc_dim, self.num_classes + 1)
-        self.box_deltas = nn.Linear(fc_dim, 4)
+        self.class_logits = Linear(fc_dim, self.num_classes + 1)
+        self.box_deltas = Linear(fc_dim, 4)
         self._initialise(output_init)
 
     @classmethod
@@ -237,6 +238,6 @@ def _branch(
     layers.append(nn.Flatten())
     size = channels * resolution**2
     for dim in fc_dims:
-        layers += [nn.Linear(size, dim), nn.ReLU()]
+        layers += [Linear(size, dim), nn.ReLU()]
         size = dim
     return nn.Sequential(*layers)

@@ -7,6 +7,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from .deform_conv import deform_conv2d
+from .linear import linear
 from .sparse_conv import Places, conv_at
 
 
@@ -100,7 +101,12 @@ class GuidedAlignment(DeformAlignment):
             return self.offset(guidance.to(self.conv.weight.dtype))
 
     def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
-        return self.offsets(rows, guidance[:, :, None, None]).flatten(1)
+        with torch.autocast(guidance.device.type, enabled=False):
+            x = guidance.to(self.conv.weight.dtype)
+            for layer in self.offset:
+                x = linear(x, layer.weight.flatten(1), layer.bias)
+                x = x if layer.activation is None else layer.activation(x)
+            return x
 
     def hidden_layers(self) -> list[nn.Conv2d]:
         return [self.conv, *self.offset[:-1]]

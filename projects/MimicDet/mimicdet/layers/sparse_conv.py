@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .linear import linear
 from .precision import at_least_float32
 
 # Sampled values (positions * points * channels) that are held at a time: 128 MiB in float32.
@@ -158,7 +159,7 @@ def _conv_part(
         points = kernel_points(places, k, offset).to(rows.dtype)
         sampled = sample_rows(rows, places, points)
     # The points' order is that of a channels-last weight, which is a view where it lies so.
-    return F.linear(sampled.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return linear(sampled.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
 
 def sample_rows(rows: Tensor, places: Places, points: Tensor) -> Tensor:
