@@ -12,6 +12,7 @@ from mimicdet.layers import (
     Places,
     RowLayout,
     build_alignment,
+    channels_last_pays,
     conv_at,
     deform_conv2d,
     pyramid_rows,
@@ -28,6 +29,14 @@ def off_grid(*shape, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     whole = torch.randint(-2, 3, shape, generator=generator).to(dtype)
     return whole + 0.1 + 0.8 * torch.rand(shape, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "device, half, expected",
+    [("cpu", False, True), ("cpu", True, True), ("cuda", True, True), ("cuda:1", False, False)],
+)
+def test_when_channels_last_pays(device, half, expected):
+    assert channels_last_pays(device, half) is expected
 
 
 # ---------------------------------------------------------------- deform_conv2d

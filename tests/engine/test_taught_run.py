@@ -110,6 +110,9 @@ def test_resume_goes_on_with_the_adaptation_layers(taught, pair, tmp_path):
         assert torch.equal(value, saved["distillation"]["methods"][key])
     teacher = trainer.model.teachers[0].model
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    for model in (teacher, trainer.checkpointer.model):  # on a CPU
+        weight = model.head.cls_subnet[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last)
     trainer.train()
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     assert tiny_run.state(interrupted / "model_final.pth")["iteration"] == 3

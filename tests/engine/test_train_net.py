@@ -105,6 +105,9 @@ def test_resume_restores_optimizer_and_schedule(data, trained, tmp_path):
     assert any(state["momentum_buffer"].abs().max() > 0 for state in momenta.values())
     assert trainer.optimizer.param_groups[0]["lr"] == 0.003
     assert trainer.scheduler.last_epoch == 20
+    # On a CPU; what the checkpoint's weights lie like does not matter.
+    weight = trainer.checkpointer.model.backbone.bottom_up.res2[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     tiny_run.remove(output)
 
 

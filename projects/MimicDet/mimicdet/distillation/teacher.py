@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint import load_weights
 from ..config import load_config
 from ..data.datasets import set_num_classes
+from ..layers import channels_last_pays
 from ..structures import BoxQuery, HeadPredictions
 from .adapters import DetectorAdapter, build_adapter
 from .tensors import DetectorTensors, Locations
@@ -164,7 +165,7 @@ def build_teacher(
     """
     model = build_model(teacher_cfg)
     load_weights(model, weights, strict=True)
-    if amp:  # half-precision convolutions are made for this layout
+    if channels_last_pays(cfg.MODEL.DEVICE, amp):
         model.to(memory_format=torch.channels_last)
     adapter = build_adapter(model, teacher_cfg.INPUT.FORMAT)
     return FrozenTeacher(adapter, source=config_file, amp=amp, student_format=cfg.INPUT.FORMAT)

@@ -29,6 +29,7 @@ from ..checkpoint import MimicCheckpointer
 from ..data import MimicDatasetMapper, output_name
 from ..data.kitti_evaluation import KittiEvaluator
 from ..distillation import DistillationState, build_distiller
+from ..layers import channels_last_pays
 from .hooks import BestCheckpointer
 from .tta import MimicDetWithTTA
 
@@ -52,7 +53,7 @@ class MimicTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         student = self.build_model(cfg)
         on_gpu = next(student.parameters()).is_cuda
-        if cfg.SOLVER.AMP.ENABLED:  # half-precision convolutions are made for this layout
+        if channels_last_pays(cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED):
             student.to(memory_format=torch.channels_last)
         distiller = build_distiller(cfg, student)
         optimizer = self.build_optimizer(cfg, distiller)

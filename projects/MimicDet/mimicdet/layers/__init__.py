@@ -1,7 +1,7 @@
 from .alignment import ALIGNMENTS, GuidedAlignment, build_alignment
 from .deform_conv import deform_conv2d
 from .linear import Linear, linear
-from .precision import fresh_casts
+from .precision import channels_last_pays, fresh_casts
 from .sparse_conv import Places, RowLayout, conv_at, kernel_points, pyramid_rows, sample_rows
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Places",
     "RowLayout",
     "build_alignment",
+    "channels_last_pays",
     "conv_at",
     "deform_conv2d",
     "fresh_casts",

@@ -1,4 +1,4 @@
-"""Half precision, where it is too little."""
+"""Half precision, where it is too little, and the layout of maps."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,16 @@ from torch import Tensor
 def at_least_float32(x: Tensor) -> Tensor:
     """A tensor of half precision as float32, any other as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def channels_last_pays(device: torch.device | str, half_precision: bool) -> bool:
+    """
+    Whether training should lay convolutions' weights channels last, which their maps follow.
+
+    Convolutions of half precision are made for it; on a CPU a step in float32 takes 4 % less time
+    (docs/performance.md).
+    """
+    return half_precision or torch.device(device).type == "cpu"
 
 
 def fresh_casts(device: torch.device) -> torch.autocast:
