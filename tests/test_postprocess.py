@@ -4,9 +4,17 @@ import math
 
 import pytest
 import torch
+from detectron2.modeling import detector_postprocess
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
 
-from mimicdet.postprocess import clip_boxes, detections, nms_best, select_proposals
+from mimicdet.postprocess import (
+    clip_boxes,
+    detections,
+    nms_best,
+    rescale_detections,
+    select_proposals,
+)
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -200,3 +208,23 @@ def test_detections_take_half_precision():
     clipped = clip_boxes(boxes[0], (40, 40))
     distances = torch.cdist(result[0].pred_boxes.tensor, clipped).min(dim=1).values
     assert distances.max() < 1e-3
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+@pytest.mark.parametrize("output_size", [(50, 75), (120, 61), (211, 300)])
+def test_rescaling_is_detectron2s(count, output_size):
+    size = (100, 150)
+    boxes = random_boxes(count, size, seed=3)
+    if count > 1:
+        boxes[7] = torch.tensor([160.0, 10.0, 170.0, 20.0])  # nothing of it is in the image
+    found = Instances(size)
+    found.pred_boxes = Boxes(boxes)
+    found.scores = torch.arange(count) / 50
+    found.pred_classes = torch.arange(count) % 3
+    ours = rescale_detections(found, output_size)
+    assert torch.equal(found.pred_boxes.tensor, boxes)  # the input stays as it is
+    expected = detector_postprocess(found, *output_size)
+    assert ours.image_size == expected.image_size and len(ours) == max(count - 1, min(count, 1))
+    assert torch.equal(ours.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(ours.scores, expected.scores)
+    assert torch.equal(ours.pred_classes, expected.pred_classes)

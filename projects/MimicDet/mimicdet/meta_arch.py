@@ -10,7 +10,6 @@ from detectron2.modeling import (
     build_backbone,
     build_proposal_generator,
     build_roi_heads,
-    detector_postprocess,
 )
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import ImageList, Instances
@@ -18,6 +17,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from .labels import label_proposals
+from .postprocess import rescale_detections
 from .refinement import RefinementModule
 from .structures import BoxQuery, TrainingTensors
 from .student_head import StudentHead
@@ -277,5 +277,5 @@ def _rescale(
     rescaled = []
     for result, inputs, size in zip(results, batched_inputs, images.image_sizes):
         height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
-        rescaled.append({"instances": detector_postprocess(result, height, width)})
+        rescaled.append({"instances": rescale_detections(result, (height, width))})
     return rescaled

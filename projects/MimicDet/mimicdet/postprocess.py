@@ -153,3 +153,20 @@ def best_detections(
     found = scores[index, classes]
     keep = nms_best(boxes[index], found, classes, nms_thresh, topk if topk >= 0 else len(found))
     return index[keep], classes[keep]
+
+
+@torch.no_grad()
+def rescale_detections(detections: Instances, output_size: tuple[int, int]) -> Instances:
+    """
+    Bring detections to an image of (height, width); boxes that are empty there are left out.
+
+    Detectron2's detector_postprocess for boxes, in other steps: there the CPU waits for a GPU once
+    for each field and once for a check, here once.
+    """
+    height, width = output_size
+    scale = width / detections.image_size[1], height / detections.image_size[0]
+    boxes = detections.pred_boxes.tensor
+    boxes = clip_boxes(torch.stack([boxes[:, i] * scale[i % 2] for i in range(4)], 1), output_size)
+    fields = {**detections.get_fields(), "pred_boxes": Boxes(boxes)}
+    filled = torch.nonzero((boxes[:, 2:] > boxes[:, :2]).all(dim=1)).squeeze(1)
+    return Instances(output_size, **fields)[filled]

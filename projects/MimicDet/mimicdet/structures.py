@@ -100,7 +100,8 @@ class TrainingTensors:
 def split_positions(sizes: list[int], device: torch.device) -> Tensor:
     """Image index of each of sum(sizes) concatenated boxes: (B,) int64."""
     counts = torch.as_tensor(sizes, device=device)
-    return torch.repeat_interleave(torch.arange(len(sizes), device=device), counts)
+    images = torch.arange(len(sizes), device=device)
+    return torch.repeat_interleave(images, counts, output_size=sum(sizes))
 
 
 def flat_indices(indices: list[Tensor], counts: list[int]) -> Tensor:
