@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers import Places, RowLayout, conv_at, pyramid_rows
+from ..layers import Places, RowLayout, conv_at, linear, pyramid_rows
 from .timing import interleave, summarize, synchronizer
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # maps, index, offset, weight
@@ -60,7 +60,7 @@ def by_grid_sample(maps: Tensor, index: Tensor, offset: Tensor, weight: Tensor) 
     scale = points.new_tensor([2.0 / maps.shape[-1], 2.0 / maps.shape[-2]])
     grid = (points.flip(-1) + 0.5) * scale - 1
     sampled = F.grid_sample(maps, grid, align_corners=False)  # (N, C, M, k * k)
-    return F.linear(sampled.transpose(1, 2).flatten(2).flatten(0, 1), weight.flatten(1))
+    return linear(sampled.transpose(1, 2).flatten(2).flatten(0, 1), weight.flatten(1))
 
 
 def _corners(maps: Tensor, index: Tensor, offset: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def by_sparse_matrix(maps: Tensor, index: Tensor, offset: Tensor, weight: Tensor
 
 
 def _product(sampled: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(sampled.reshape(index.numel(), -1), weight.permute(0, 2, 3, 1).flatten(1))
+    return linear(sampled.reshape(index.numel(), -1), weight.permute(0, 2, 3, 1).flatten(1))
 
 
 WAYS: dict[str, Way] = {
