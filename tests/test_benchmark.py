@@ -18,6 +18,7 @@ from mimicdet.benchmark import (
     calibrate,
     conditions,
     interleave,
+    plot,
     runner,
     sampling,
 )
@@ -412,6 +413,18 @@ def test_plot_is_of_inference_at_batch_1(tmp_path):
     assert (tmp_path / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no inference at batch 1"):
         latency_curves({**known_results(), "groups": known_results()["groups"][3:]})
+
+
+def test_every_case_can_be_plotted():
+    results = known_results()
+    group = results["groups"][0]
+    some = next(iter(group["cases"].values()))
+    names = [name for name, case in CASES.items() if case.num_classes is None]
+    group["cases"] = {name: some for name in names}
+    axes = plot.build_figure({**results, "groups": [group]}).axes[0]
+    assert [x.get_text() for x in axes.get_legend().get_texts()] == names
+    styles = {(x[0].get_color(), str(x[0]._dash_pattern)) for x in axes.containers}
+    assert len(styles) == len(names)
 
 
 def test_find_group_needs_all_settings_to_agree():

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .detectors import CASES
 from .timing import summarize
 
-# One colour a detector; what is prepared for inference is dashed, or dotted in ONNX Runtime.
+# One colour a detector; each of detectors.FORMS has a line of its own.
 _COLORS = {
     "mimicdet": "#1f77ff",
     "mimicdet-dense": "#944ddb",
@@ -20,7 +20,15 @@ _COLORS = {
     "faster-rcnn": "#d62728",
     "backbone": "#7f7f7f",
 }
-_LINES = {"plain": "-", "optimized": "--", "onnx": ":"}
+_LINES: dict[str, Any] = {
+    "plain": "-",
+    "optimized": "--",
+    "onnx": ":",
+    "bfloat16": "-.",
+    "float16": (0, (5, 1, 1, 1, 1, 1)),
+    "compiled": (0, (1, 3)),
+    "channels-last": (0, (8, 3)),
+}
 
 
 def latency_curves(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, list]]:
