@@ -5,9 +5,10 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from mimicdet import optimize_for_inference
-from mimicdet.distillation import Distiller, HeadMimic, Term, build_adapter
+from mimicdet.distillation import Distiller, HeadMimic, Term, build_adapter, build_distiller
 from mimicdet.layers import RowLayout
 from tests import stand_in_gpu
+from tests.distillation.tiny_detectors import INPUTS, build_tiny, taught_cfg, write_teacher
 from tests.helpers import make_input, randomise_refinement, small_model
 from tests.stand_in_gpu import StandIn, real
 
@@ -92,6 +93,27 @@ def test_losses_on_a_stand_in_for_a_gpu(sparse, monkeypatch, forgotten):
     for key, value in found.items():
         assert isinstance(value, StandIn), key
         torch.testing.assert_close(real(value), expected[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "ATSS", "GFL"])
+def test_teaching_on_a_stand_in_for_a_gpu(family, tmp_path, monkeypatch):
+    """The losses of every method between two detectors."""
+    methods = ["RankMimicking", "PredictionGuided", "SoftLabels", "FeatureImitation", "FineGrained"]
+    write_teacher(tmp_path, family)
+    torch.manual_seed(0)
+    distiller = build_distiller(taught_cfg(tmp_path, family, methods), build_tiny(family)).train()
+    with torch.no_grad(), EventStorage():
+        expected = distiller(INPUTS)
+    for model in (distiller, *(teacher.model for teacher in distiller.teachers)):
+        stand_in_gpu.move(model)
+    with stand_in_gpu.gpu(monkeypatch), EventStorage():
+        found = distiller(INPUTS)
+    assert found.keys() == expected.keys()
+    assert all(isinstance(value, StandIn) for value in found.values())
+    taught = [key for key in found if not key.startswith(("loss_cls", "loss_box", "loss_fcos"))]
+    assert len(taught) >= 6  # without Detectron2's own, whose normalizers are running means
+    for key in taught:
+        torch.testing.assert_close(real(found[key]), expected[key], rtol=1e-4, atol=1e-7)
 
 
 def test_the_stand_in_finds_what_is_left_on_the_cpu(monkeypatch):
