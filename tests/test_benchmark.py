@@ -562,6 +562,14 @@ def test_onnx_row_is_of_the_cpu_and_of_inference(monkeypatch, capsys):
     assert [g.cases for g in groups] == [("mimicdet",)]
 
 
+def test_what_cannot_train_is_told(tmp_path, capsys):
+    output = tmp_path / "results.json"
+    arguments = ["--mode", "train", "--detectors", "mimicdet-optimized", "mimicdet-compiled"]
+    assert command_line.main([*arguments, "--output", str(output)]) == 2
+    message = "--mode train: mimicdet-optimized, mimicdet-compiled cannot train"
+    assert message in capsys.readouterr().err and not output.exists()
+
+
 def test_class_counts_are_measured_side_by_side(monkeypatch):
     def untimed(work, *_):
         return dict.fromkeys(work, [1.0])

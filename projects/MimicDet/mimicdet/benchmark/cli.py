@@ -147,6 +147,11 @@ def measure(args: argparse.Namespace, command: str) -> None:
         stages=args.stages,
     )
 
+    if not groups:
+        raise ValueError(
+            f"--mode train: {', '.join(args.detectors)} cannot train, being prepared for inference"
+        )
+
     def save(measured: dict[str, Any]) -> None:
         write_results(measured, args.output)
         write_report(measured, _beside(args.output, ".md"))
