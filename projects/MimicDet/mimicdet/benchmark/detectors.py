@@ -58,10 +58,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class Case:
-    """
-    A row of the tables: a detector in one of FORMS, or exported and run by ONNX Runtime on the CPU
-    ("onnx").
-    """
+    """A row of the tables: a detector in one of FORMS."""
 
     detector: str
     form: str = "plain"
@@ -170,7 +167,7 @@ FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "bfloat16": partial(optimize_for_inference, precision="bfloat16"),
     "float16": partial(optimize_for_inference, precision="float16"),
     "compiled": partial(optimize_for_inference, compile_backbone=True),
-    "onnx": OnnxModel,
+    "onnx": OnnxModel,  # exported, and run by ONNX Runtime on the CPU
 }
 
 DETECTORS: dict[str, Detector] = {

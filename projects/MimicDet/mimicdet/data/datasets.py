@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -149,9 +148,8 @@ def _unknown_name(cfg: CfgNode, name: str) -> str:
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:
     """Of the config's first registered set, DATASETS.TEST before TRAIN; else the numbers."""
-    names: Sequence[str] = ()
-    for dataset in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN][:1]:
-        names = MetadataCatalog.get(dataset).get("thing_classes", ())
+    datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    names = MetadataCatalog.get(datasets[0]).get("thing_classes", ()) if datasets else ()
     return tuple(names or map(str, range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)))
 
 

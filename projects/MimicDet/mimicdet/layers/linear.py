@@ -10,7 +10,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch.nn.functional.linear, (..., C) to (..., O).
 
     On a CPU in float32 it runs as a 1x1 convolution, by oneDNN. PyTorch gives matrix products to
-    MKL, which takes twice the time on CPUs of other makers than its own, forward and backward
+    MKL, which took twice the time on the processor that was measured, forward and backward
     (docs/performance.md). Exported and traced graphs hold a linear layer.
     """
     if not _by_convolution(x):
