@@ -84,7 +84,7 @@ setup(
         *find_packages(RUNTIME, include=["mimicdet_runtime"]),
     ],
     package_data={
-        "mimicdet.model_zoo": ["registry.json"],
+        "mimicdet.checkpoint": ["registry.json"],
         "mimicdet_runtime": ["static/*"],
     },
     entry_points={"console_scripts": ["mimicdet = mimicdet_runtime.cli:main"]},

@@ -8,7 +8,7 @@ Train or evaluate MimicDet from a config file.
     torchrun --nproc-per-node 8 train_net.py --config-file CONFIG
 """
 
-from mimicdet.engine.main import main
+from mimicdet.commands.train import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

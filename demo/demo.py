@@ -9,7 +9,7 @@ Detect with a checkpoint, as Detectron2's demo does.
     python demo/demo.py --config-file CONFIG --webcam --opts MODEL.WEIGHTS FILE
 """
 
-from mimicdet.demo import main
+from mimicdet.commands.demo import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,7 +7,7 @@ A web page that tries a checkpoint and shows what its S-head samples.
 For an exported model, without PyTorch: mimicdet serve model.onnx
 """
 
-from mimicdet.web import main
+from mimicdet.commands.web import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

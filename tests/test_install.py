@@ -277,8 +277,8 @@ def test_built_package_carries_the_configs(tmp_path):
     assert (
         expected and sorted(path.relative_to(built) for path in built.rglob("*.yaml")) == expected
     )
-    assert (tmp_path / "mimicdet" / "config.py").is_file()
-    assert (tmp_path / "mimicdet" / "model_zoo" / "registry.json").is_file()
+    assert (tmp_path / "mimicdet" / "config" / "defaults.py").is_file()
+    assert (tmp_path / "mimicdet" / "checkpoint" / "registry.json").is_file()
     assert not (ROOT / "projects/MimicDet/mimicdet/model_zoo/configs").exists()
 
 

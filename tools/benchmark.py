@@ -3,7 +3,7 @@
 
 import sys
 
-from mimicdet.benchmark.cli import main
+from mimicdet.commands.benchmark.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@
 
 import sys
 
-from mimicdet.comparison import main
+from mimicdet.commands.compare_runs import main
 
 if __name__ == "__main__":
     sys.exit(main())

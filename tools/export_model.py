@@ -8,7 +8,7 @@ Write a trained student as one verified file, see docs/export.md:
 
 import sys
 
-from mimicdet.export.main import main
+from mimicdet.commands.export_model import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ The result is a MODEL.WEIGHTS for --eval-only, for fine-tuning and for tools/exp
 
 import sys
 
-from mimicdet.student_checkpoint import main
+from mimicdet.commands.extract_student import main
 
 if __name__ == "__main__":
     sys.exit(main())

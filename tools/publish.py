@@ -10,7 +10,7 @@ See docs/export.md.
 
 import sys
 
-from mimicdet.model_zoo.publish import main
+from mimicdet.commands.publish import main
 
 if __name__ == "__main__":
     sys.exit(main())

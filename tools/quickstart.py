@@ -3,7 +3,7 @@
 
 import sys
 
-from mimicdet.quickstart import main
+from mimicdet.commands.quickstart import main
 
 if __name__ == "__main__":
     sys.exit(main())

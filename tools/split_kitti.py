@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mimicdet.data.kitti import read_sequences, split_by_sequence
+from mimicdet.data.datasets.kitti import read_sequences, split_by_sequence
 
 
 def main() -> int:

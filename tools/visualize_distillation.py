@@ -3,7 +3,7 @@
 
 import sys
 
-from mimicdet.visualization.distillation_tool import main
+from mimicdet.commands.visualize_distillation import main
 
 if __name__ == "__main__":
     sys.exit(main())

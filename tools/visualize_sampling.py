@@ -3,7 +3,7 @@
 
 import sys
 
-from mimicdet.visualization.sampling_tool import main
+from mimicdet.commands.visualize_sampling import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mimicdet.data import output_name, register_datasets
-from mimicdet.data.kitti import KittiObject, parse_label, read_sequences, split_by_sequence
+from mimicdet.data.datasets.kitti import KittiObject, parse_label, read_sequences, split_by_sequence
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BOX_3D = "1.5 1.6 3.9 1.0 1.5 20.0 0.1"

@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 
 from mimicdet.data import cache_root
 from mimicdet.data.cache import new_folder
-from mimicdet.data.drawing import SHAPE_NAMES, placed_outline
-from mimicdet.data.shapes import Scene, make_scene, write_shapes
+from mimicdet.data.datasets.shape_drawing import SHAPE_NAMES, placed_outline
+from mimicdet.data.datasets.shapes import Scene, make_scene, write_shapes
 
 NUM_IMAGES = 120
 
@@ -135,7 +135,9 @@ def test_loads_with_detectron2_and_pycocotools(folder, content):
 def test_a_folder_that_is_there_is_left_untouched(tmp_path, monkeypatch):
     target = write_shapes(tmp_path, "val", 2)
     (target / "annotations.json").write_text("mine")
-    monkeypatch.setattr("mimicdet.data.shapes.make_scene", lambda rng: pytest.fail("drawn again"))
+    monkeypatch.setattr(
+        "mimicdet.data.datasets.shapes.make_scene", lambda rng: pytest.fail("drawn again")
+    )
     assert write_shapes(tmp_path, "val", 3) == target
     assert (target / "annotations.json").read_text() == "mine"
     assert len(list((target / "images").iterdir())) == 2

@@ -17,7 +17,7 @@ from mimicdet.distillation import (
     build_separate_teacher,
 )
 from mimicdet.distillation.pairing import check_pair
-from mimicdet.structures import HeadPredictions
+from mimicdet.modeling.structures import HeadPredictions
 from tests.helpers import (
     LOSS_KEYS,
     MIMIC_KEYS,
@@ -362,7 +362,7 @@ def test_a_teacher_that_does_not_fit_is_named(teacher_files, key, value, words):
 def test_the_zoos_pair_of_configs_fits():
     """Table 5's two commands: the teacher's yaml and the student's, but for the weights."""
     from mimicdet.config import load_config
-    from mimicdet.distillation.separate_teacher import check_fit
+    from mimicdet.distillation.teacher import check_fit
 
     folder = REPOSITORY / "configs" / "Ablations"
     students = [p for p in folder.glob("table5_*") if "SEPARATE_TEACHER" in p.read_text()]

@@ -8,12 +8,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from mimicdet import DISTILLATION_REGISTRY, model_zoo
-from mimicdet.config import load_config
-from mimicdet.data.datasets import set_num_classes
-from mimicdet.distillation import DetectorAdapter, build_adapter, check_distillation_config
+from mimicdet.config import check_config, load_config
+from mimicdet.data.catalog import set_num_classes
+from mimicdet.distillation import DetectorAdapter, build_adapter
 from mimicdet.distillation.pairing import check_pair
+from tests.config.test_configs import flatten
 from tests.helpers import REPOSITORY
-from tests.test_configs import flatten
 
 CONFIGS = {
     name.removesuffix(".yaml"): model_zoo.get_config(name) for name in model_zoo.list_configs()
@@ -135,7 +135,7 @@ def test_no_run_writes_over_another():
 def test_two_commands_fit_together(name):
     """The teacher's config is in this repository and leaves its weights where the student looks."""
     cfg = CONFIGS[name]
-    check_distillation_config(cfg)
+    check_config(cfg)
     teacher = cfg.DISTILLATION.TEACHER
     assert (REPOSITORY / teacher.CONFIG_FILE).is_file()
     teacher_cfg = CONFIGS[teacher.CONFIG_FILE.removeprefix("configs/").removesuffix(".yaml")]

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from mimicdet.data.datasets import set_num_classes
+from mimicdet.data.catalog import set_num_classes
 from mimicdet.distillation import build_distiller
 from mimicdet.engine import load_config
 

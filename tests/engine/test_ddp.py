@@ -6,7 +6,7 @@ import tiny_run
 import torch
 from torch import multiprocessing
 
-from mimicdet.engine.main import main
+from mimicdet.commands.train import main
 
 SPARSE_OFF = ["MODEL.MIMICDET.STUDENT.SPARSE", "False"]
 

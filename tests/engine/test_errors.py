@@ -7,7 +7,7 @@ import tiny_run
 import torch
 import torchvision
 
-from mimicdet.engine.main import main
+from mimicdet.commands.train import main
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import tiny_run
 import torch
 
+from mimicdet.commands.train import main
 from mimicdet.engine import MimicTrainer, setup_cfg
-from mimicdet.engine.main import main
 
 TEACHER = [
     *("MODEL.MIMICDET.STUDENT.ENABLED", "False", "MODEL.MIMICDET.MIMIC.ENABLED", "False"),

@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import multiprocessing
 
+from mimicdet.commands.train import main
 from mimicdet.engine import MimicTrainer, setup_cfg
-from mimicdet.engine.main import main
 from tests.distillation.tiny_detectors import NARROW, RETINANET
 
 METHODS = ["RankMimicking", "PredictionGuided", "FineGrained"]

@@ -7,10 +7,10 @@ import pytest
 import tiny_run
 import torch
 
+from mimicdet.commands.train import build_parser, main, run
 from mimicdet.config import add_mimicdet_config
 from mimicdet.engine import MimicTrainer, setup_cfg
-from mimicdet.engine.main import build_parser, main, run
-from mimicdet.meta_arch import MimicDet
+from mimicdet.modeling.meta_arch.mimicdet import MimicDet
 
 LOSSES = [
     *("loss_refine_cls", "loss_refine_loc", "loss_student_cls", "loss_student_loc"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mimicdet.export.metadata import METADATA_KEY
+from mimicdet.checkpoint.student import METADATA_KEY
 from mimicdet.export.verify import to_batch
 from tests.helpers import randomise_refinement, small_cfg, small_model
 
@@ -76,7 +76,7 @@ def student(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(student, tmp_path_factory):
     """A function that exports once with the tool's arguments; returns (path, printed metadata)."""
-    from mimicdet.export.main import main
+    from mimicdet.commands.export_model import main
 
     done = {}
 

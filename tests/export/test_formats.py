@@ -7,6 +7,8 @@ import onnx
 import pytest
 import torch
 
+from mimicdet.checkpoint.registry import file_sha256
+from mimicdet.commands.export_model import main
 from mimicdet.export import (
     ExportableDetector,
     ExportOptions,
@@ -15,11 +17,9 @@ from mimicdet.export import (
     load_exported,
     writer,
 )
-from mimicdet.export.main import main
 from mimicdet.export.metadata import read_metadata
 from mimicdet.export.resize import ResizingDetector, add_resize, resized_shape
 from mimicdet.export.verify import ExportMismatch, to_batch, verify
-from mimicdet.model_zoo.registry import file_sha256
 from tests.export.conftest import (
     CLASS_NAMES,
     assert_runs_alike,

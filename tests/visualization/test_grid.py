@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from mimicdet.utils.drawing import class_color, place_label
 from mimicdet.visualization import detection_grid, draw_detections
-from mimicdet.visualization.drawing import class_color, place_label
 from mimicdet.visualization.grid import pick_evenly
 
 NAMES = ["cat", "dog", "bird"]

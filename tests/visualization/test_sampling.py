@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
-from mimicdet.layers import RowLayout, pyramid_rows
+from mimicdet.modeling.layers import RowLayout, pyramid_rows
 from mimicdet.visualization import draw_sampling, sampling_points
 from mimicdet.visualization.sampling import ADJUSTED, DETECTION, POINT, TRUTH
 from tests.helpers import NUM_CLASSES, P3_BOX, P4_BOX, make_input, randomise_refinement, small_model

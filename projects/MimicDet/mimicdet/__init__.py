@@ -1,18 +1,18 @@
 """MimicDet for Detectron2: importing this registers its components and data sets."""
 
 from . import data, model_zoo
-from .backbone import StaggeredFPN, build_resnet_staggered_fpn_backbone
-from .backbones import build_pyramid_backbone
 from .config import add_mimicdet_config
-from .detectors import ATSS, FCOS, GFL, MultiClassRPN
 from .distillation import DISTILLATION_REGISTRY, DistillationMethod, Distiller, build_distiller
-from .inference import optimize_for_inference
-from .meta_arch import MimicDet
-from .refinement import RefinementModule
-from .student_head import StudentHead
-from .teacher_head import MimicTeacherHeads
-
-__version__ = "0.1.0"
+from .export import optimize_for_inference
+from .modeling import ATSS, FCOS, GFL, MimicDet, MultiClassRPN
+from .modeling.backbone import (
+    StaggeredFPN,
+    build_pyramid_backbone,
+    build_resnet_staggered_fpn_backbone,
+)
+from .modeling.heads import MimicTeacherHeads, StudentHead
+from .modeling.proposal_generator import RefinementModule
+from .utils.version import __version__
 
 __all__ = [
     "ATSS",
@@ -27,6 +27,7 @@ __all__ = [
     "RefinementModule",
     "StaggeredFPN",
     "StudentHead",
+    "__version__",
     "add_mimicdet_config",
     "build_distiller",
     "build_pyramid_backbone",

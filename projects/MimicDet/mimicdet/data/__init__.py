@@ -1,9 +1,9 @@
 """Data: the embedded data set, a user's own data by address, the training mapper."""
 
 from .cache import cache_root
-from .datasets import class_names, output_name, register_datasets, register_embedded
+from .catalog import class_names, output_name, register_datasets, register_embedded
+from .datasets.shapes import write_shapes
 from .mapper import MimicDatasetMapper
-from .shapes import write_shapes
 
 __all__ = [
     "MimicDatasetMapper",

@@ -2,9 +2,11 @@
 
 from detectron2.config import CfgNode as CN
 
-from .base import DISTILLATION_REGISTRY
+from ..config import config_check, config_defaults
+from .methods.base import DISTILLATION_REGISTRY
 
 
+@config_defaults
 def add_distillation_config(cfg: CN) -> None:
     """
     Add DISTILLATION to a config, in place, with a node of settings for every registered method. A
@@ -45,8 +47,9 @@ def _with_schedule(settings: CN) -> CN:
     return node
 
 
-def check_distillation_config(cfg: CN) -> None:
-    """Raise ValueError with every contradiction in DISTILLATION; no file is looked at."""
+@config_check
+def check_distillation_config(cfg: CN) -> list[str]:
+    """Every contradiction in DISTILLATION, a line each; no file is looked at."""
     node = cfg.DISTILLATION
     known = sorted(name for name in node if name not in ("METHODS", "TEACHER"))
     problems = []
@@ -65,5 +68,4 @@ def check_distillation_config(cfg: CN) -> None:
         problems.append("DISTILLATION.METHODS needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS")
     if not node.METHODS and (node.TEACHER.CONFIG_FILE or node.TEACHER.WEIGHTS):
         problems.append("DISTILLATION.TEACHER is set, but METHODS is empty")
-    if problems:
-        raise ValueError("The config contradicts itself:\n  " + "\n  ".join(problems))
+    return problems

@@ -9,12 +9,16 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from ..config import check_config
 from .adapters import DetectorAdapter, build_adapter
-from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
-from .config import check_distillation_config
+from .methods.base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
 from .pairing import check_pair
-from .separate_teacher import build_separate_teacher
-from .teacher import FrozenTeacher, build_teacher, load_teacher_config
+from .teacher import (
+    FrozenTeacher,
+    build_separate_teacher,
+    build_teacher,
+    load_teacher_config,
+)
 from .tensors import DetectorTensors
 
 
@@ -174,7 +178,7 @@ def build_distiller(cfg: CfgNode, student: nn.Module) -> Distiller:
     """
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     dtype = torch.bfloat16 if cfg.SOLVER.AMP.ENABLED and on_cpu else None
-    check_distillation_config(cfg)
+    check_config(cfg)
     mimics = cfg.MODEL.MIMICDET.MIMIC.ENABLED and cfg.MODEL.META_ARCHITECTURE == "MimicDet"
     if not (mimics or cfg.DISTILLATION.METHODS):
         return Distiller(student, autocast_dtype=dtype).to(cfg.MODEL.DEVICE)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers.precision import at_least_float32
+from ..modeling.layers.precision import at_least_float32
 from .tensors import SOFTMAX
 
 

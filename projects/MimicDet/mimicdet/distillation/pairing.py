@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .adapters import DetectorAdapter
-from .base import DistillationMethod
+from .methods.base import DistillationMethod
 from .tensors import DetectorLayout
 
 # What a method may ask student and teacher to share: name -> the facts of a layout behind it.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..structures import BoxQuery, HeadPredictions
+from ..modeling.structures import BoxQuery, HeadPredictions
 
 # How a logit is turned into a score. "joint": sigmoid of class and localisation quality at once
 # (GFL); "objectness": sigmoid of one class, object or not.

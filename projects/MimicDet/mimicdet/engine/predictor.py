@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 
 from ..checkpoint import load_weights
 from ..data import class_names
-from ..inference import optimize_for_inference
+from ..export.optimize import optimize_for_inference
 
 
 class Predictor:

@@ -3,9 +3,8 @@
 import torch
 from detectron2.config import CfgNode
 
-from ..config import load_config
+from ..config import check_config, load_config
 from ..data import register_datasets
-from ..validation import check_config
 
 
 def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -16,8 +15,7 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     cfg = load_config(config_file, opts)
     register_datasets(cfg)
     _check_device(cfg)
-    if cfg.MODEL.META_ARCHITECTURE == "MimicDet":
-        check_config(cfg)
+    check_config(cfg)
     cfg.freeze()
     return cfg
 

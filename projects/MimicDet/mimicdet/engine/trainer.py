@@ -27,9 +27,9 @@ from detectron2.utils import comm
 
 from ..checkpoint import MimicCheckpointer
 from ..data import MimicDatasetMapper, output_name
-from ..data.kitti_evaluation import KittiEvaluator
 from ..distillation import DistillationState, build_distiller
-from ..layers import channels_last_pays
+from ..evaluation.kitti import KittiEvaluator
+from ..modeling.layers import channels_last_pays
 from .hooks import BestCheckpointer
 from .tta import MimicDetWithTTA
 

@@ -1,5 +1,7 @@
 """Test-time augmentation: Detectron2's, for a model that is no GeneralizedRCNN."""
 
+from contextlib import nullcontext
+
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +26,4 @@ class MimicDetWithTTA(GeneralizedRCNNWithTTA):
 
     def _turn_off_roi_heads(self, attrs):
         # A T-head has no mask or keypoint part, and a model may have no roi_heads at all.
-        from contextlib import nullcontext
-
         return nullcontext()

@@ -2,6 +2,7 @@
 
 from .detector import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
 from .formats import FORMATS, load_exported
+from .optimize import optimize_for_inference
 from .writer import ExportOptions, export_model
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "ExportableDetector",
     "export_model",
     "load_exported",
+    "optimize_for_inference",
 ]

@@ -8,7 +8,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..meta_arch import MimicDet
+from ..modeling.meta_arch.mimicdet import MimicDet
 from .nms import kept_by_nms
 from .sampling import Atlas, MapPlaces, align_at, all_places
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..meta_arch import MimicDet
+from ..checkpoint.student import METADATA_KEY
+from ..modeling.meta_arch.mimicdet import MimicDet
 from .detector import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
-from .metadata import METADATA_FILE, METADATA_KEY
+from .metadata import METADATA_FILE
 from .nms import kept_by_nms_op, onnx_translation
 from .resize import ResizingDetector, add_resize
 

@@ -1,14 +1,17 @@
 """What an exported file says of itself."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..checkpoint.student import METADATA_KEY
+from ..utils.version import __version__
+
 FORMAT_VERSION = 1
-METADATA_KEY = "mimicdet"  # in ONNX's metadata_props and safetensors' header
 METADATA_FILE = "mimicdet.json"  # in the archives of TorchScript and pt2
 
 
@@ -31,8 +34,6 @@ def export_metadata(
         size_divisor: what the graph pads to.
         opset: None for formats without one.
     """
-    from .. import __version__
-
     score_thresh, nms_thresh = (
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -84,8 +85,6 @@ def read_metadata(path: str | Path, file_format: str) -> dict[str, Any]:
 
 def _read_archived(path: Path) -> bytes | None:
     """TorchScript and pt2 files are ZIP archives with extra files inside."""
-    import zipfile
-
     with zipfile.ZipFile(path) as archive:
         name = next((x for x in archive.namelist() if x.endswith("/" + METADATA_FILE)), None)
         return archive.read(name) if name else None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.alignment import ConvAlignment, DeformAlignment, GuidedAlignment
+from ..modeling.layers.alignment import ConvAlignment, DeformAlignment, GuidedAlignment
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch.nn import functional as F
 
-from ..data.shapes import make_scene
-from ..meta_arch import MimicDet
+from ..data.datasets.shapes import make_scene
+from ..modeling.meta_arch.mimicdet import MimicDet
 from .formats import Runner
 from .resize import resized_shape
 

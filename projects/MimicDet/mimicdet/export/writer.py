@@ -16,8 +16,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import load_weights
-from ..meta_arch import MimicDet
-from ..model_zoo.registry import file_sha256
+from ..checkpoint.registry import file_sha256
+from ..modeling.meta_arch.mimicdet import MimicDet
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
 from .metadata import export_metadata, read_metadata
 from .resize import check_resize

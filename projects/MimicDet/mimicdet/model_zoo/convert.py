@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 
 # Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and the
 # networks of mimicdet.backbones, which keep torchvision's names.
@@ -114,8 +115,6 @@ def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") 
         ValueError: unknown architecture, or it has no such weights.
     """
     # Here, not above: every import of mimicdet.model_zoo would pay for torchvision's models.
-    import torchvision
-
     if architecture not in ARCHITECTURES:
         raise ValueError(f"Unknown backbone {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     enum = torchvision.models.get_model_weights(architecture)

@@ -8,8 +8,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..checkpoint import load_weights
+from ..checkpoint.registry import read_registry
 from ..config import add_mimicdet_config
-from .registry import read_registry
+from ..data import register_datasets
 
 # Where configs/ can lie: inside the package (a built distribution) or at the repository's root.
 _HERE = Path(__file__).resolve().parent
@@ -116,10 +118,6 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
         ValueError: no such config, or a copy of the checkpoint that is not the published one.
         RuntimeError: `trained`, and no checkpoint of it is published.
     """
-    # Both import this package.
-    from ..checkpoint import load_weights
-    from ..data import register_datasets
-
     cfg = get_config(name, trained)
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:  # as many as the data have
         register_datasets(cfg)

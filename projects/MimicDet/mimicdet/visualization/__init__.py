@@ -1,15 +1,13 @@
-"""Pictures: detections beside ground truth, training curves, proposals, sampling points."""
+"""Pictures: detections beside ground truth, training curves, sampling points."""
 
 from .curves import plot_curves, read_metrics
 from .grid import detection_grid, draw_detections
-from .proposals import draw_proposals
 from .sampling import SamplingRecord, draw_sampling, sampling_points
 
 __all__ = [
     "SamplingRecord",
     "detection_grid",
     "draw_detections",
-    "draw_proposals",
     "draw_sampling",
     "plot_curves",
     "read_metrics",

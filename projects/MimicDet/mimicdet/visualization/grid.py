@@ -13,7 +13,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
-from .drawing import BoxStyle, class_color, draw_labelled_boxes, load_font
+from ..utils.drawing import BoxStyle, class_color, draw_labelled_boxes, load_font
 
 # COCO-format results: a file, its records, or a predictor (DefaultPredictor: BGR image -> output).
 Detections = str | PathLike[str] | Sequence[dict[str, Any]] | Callable[[np.ndarray], dict[str, Any]]

@@ -10,10 +10,10 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..layers import RowLayout, kernel_points, pyramid_rows
-from ..meta_arch import MimicDet
-from ..postprocess import best_detections, clip_boxes
-from .drawing import BoxStyle, Color, draw_labelled_boxes, load_font, text_color
+from ..modeling.layers import RowLayout, kernel_points, pyramid_rows
+from ..modeling.meta_arch.mimicdet import MimicDet
+from ..modeling.postprocess import best_detections, clip_boxes
+from ..utils.drawing import BoxStyle, Color, draw_labelled_boxes, load_font, text_color
 
 ADJUSTED: Color = (255, 214, 10)  # Fig. 3: yellow box, red dots
 POINT: Color = (240, 30, 40)

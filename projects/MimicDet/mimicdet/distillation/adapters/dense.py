@@ -8,7 +8,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ...layers.precision import at_least_float32
+from ...modeling.layers.precision import at_least_float32
 from ..tensors import (
     JOINT,
     SIGMOID,

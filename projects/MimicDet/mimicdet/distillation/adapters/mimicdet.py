@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...meta_arch import MimicDet
-from ...postprocess import clip_boxes
-from ...structures import (
+from ...modeling.meta_arch.mimicdet import MimicDet
+from ...modeling.postprocess import clip_boxes
+from ...modeling.structures import (
     AnchorLabels,
     BoxQuery,
     HeadPredictions,

@@ -1,0 +1,120 @@
+"""A student-only checkpoint: what inference and fine-tuning need, and what it was trained as."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from ..config import load_config
+from ..data import register_datasets
+from .registry import fetch, file_sha256
+
+# The T-head; the optimizer's and the trainer's state lie outside the checkpoint's "model".
+DROPPED = ("roi_heads.",)
+ENDINGS = (".pth", ".safetensors")
+METADATA_KEY = "mimicdet"  # in safetensors' header, in a .pth, in ONNX's metadata_props
+
+
+def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: str) -> int:
+    """
+    Write a training checkpoint's student.
+
+    Args:
+        cfg: the training's config, kept in the file's metadata.
+        source: the training checkpoint; output: name in .pth or .safetensors.
+
+    Returns:
+        the number of tensors written.
+
+    Raises:
+        FileNotFoundError: no such checkpoint or folder. ValueError: the checkpoint holds no
+            student, or values that are not finite; an output of another ending.
+    """
+    if Path(output).suffix not in ENDINGS:
+        raise ValueError(f"--output: {output!r} must end in one of {ENDINGS}")
+    if not Path(output).resolve().parent.is_dir():
+        raise FileNotFoundError(f"--output: there is no folder for {output!r}")
+    state = _state_dict(source)
+    state = {k: v.contiguous() for k, v in state.items() if not k.startswith(DROPPED)}
+    if not any(key.startswith("student_head.") for key in state):
+        raise ValueError(f"{source} holds no student: it has no parameter student_head.*")
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"{source}: {name} holds values that are not finite")
+    metadata = {
+        "format_version": 1,
+        "class_names": class_names,
+        "config": cfg.dump(),
+        "source_sha256": file_sha256(source),
+    }
+    temporary = f"{output}.{os.getpid()}.tmp"
+    try:
+        if output.endswith(".safetensors"):
+            from safetensors.torch import save_file
+
+            save_file(state, temporary, {METADATA_KEY: json.dumps(metadata)})
+        else:
+            torch.save({"model": state, METADATA_KEY: metadata}, temporary)
+        os.replace(temporary, output)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return len(state)
+
+
+def read_student_metadata(path: str) -> dict[str, Any] | None:
+    """The metadata of a file of `extract_student`; None for a checkpoint of another origin."""
+    if path.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as f:
+            text = (f.metadata() or {}).get(METADATA_KEY)
+        return json.loads(text) if text else None
+    if not path.endswith(".pth"):
+        return None
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content.get(METADATA_KEY) if isinstance(content, dict) else None
+
+
+def load_deployed_cfg(config_file: str, opts: list[str]) -> tuple[CfgNode, list[str]]:
+    """
+    A config with its classes, for tools that work on a trained checkpoint.
+
+    The classes come from MODEL.WEIGHTS where that is a student-only checkpoint, else from the data
+    sets of the config, which must then be there.
+
+    Returns:
+        (cfg, class names); MODEL.WEIGHTS is a local file.
+    """
+    cfg = load_config(config_file, opts)
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint")
+    if "://" not in cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {cfg.MODEL.WEIGHTS!r}")
+    cfg.MODEL.WEIGHTS = fetch(cfg.MODEL.WEIGHTS)
+    try:
+        metadata = read_student_metadata(cfg.MODEL.WEIGHTS)
+    except Exception as error:  # a file that is none fails in as many ways as there are formats
+        raise ValueError(f"{cfg.MODEL.WEIGHTS} is no checkpoint that can be read") from error
+    if metadata is not None:
+        names = list(metadata["class_names"])
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+        return cfg, names
+    register_datasets(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = MetadataCatalog.get(name).as_dict().get("thing_classes")
+        if classes:
+            return cfg, list(classes)
+    raise ValueError("the classes' names are not known: no data set in DATASETS.TRAIN or TEST")
+
+
+def _state_dict(path: str) -> dict[str, torch.Tensor]:
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content["model"] if "model" in content else content

@@ -1,0 +1,1 @@
+"""What the tools run: each module or folder has `main(argv) -> exit code`."""

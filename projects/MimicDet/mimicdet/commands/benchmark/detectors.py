@@ -1,0 +1,251 @@
+"""What is compared: how every detector is built, and where its output layers are."""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from detectron2 import model_zoo as detectron2_zoo
+from detectron2.config import CfgNode, instantiate
+from detectron2.modeling import Backbone, build_model
+from detectron2.structures import ImageList
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ... import model_zoo
+from ...export.optimize import optimize_for_inference
+from .onnx_model import OnnxModel
+
+BACKBONES = {"R-18": 18, "R-50": 50, "R-101": 101}
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What all models of a comparison have in common."""
+
+    backbone: str  # a name of BACKBONES
+    num_classes: int
+    device: str  # "cpu" or "cuda"
+
+
+@dataclass(frozen=True)
+class Output:
+    """A layer that predicts, and the mean and spread that calibration gives its outputs."""
+
+    path: str
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Detector:
+    """
+    A kind of detector: a builder of randomly initialised models, and their output layers in the
+    order in which they are computed. classifier is the path of the layer of class logits, "" for a
+    model that detects nothing; softmax says that its last channel is the background's.
+    score_thresh reads a model's SCORE_THRESH_TEST.
+    """
+
+    build: Callable[[ModelSettings], nn.Module]
+    outputs: tuple[Output, ...] = ()
+    classifier: str = ""
+    softmax: bool = False
+    score_thresh: Callable[[nn.Module], float | None] = lambda model: None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the tables: a detector in one of FORMS."""
+
+    detector: str
+    form: str = "plain"
+    num_classes: int | None = None  # None: those of the group
+
+    def settings(self, of_group: ModelSettings) -> ModelSettings:
+        """Of this case's model."""
+        if self.num_classes is None:
+            return of_group
+        return replace(of_group, num_classes=self.num_classes)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The detector's model in this form."""
+        return FORMS[self.form](model)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a training step can be measured."""
+        return self.form in ("plain", "channels-last")
+
+
+class BackboneOnly(nn.Module):
+    """A backbone with Detectron2's pre-processing around it: the limit of a detector's speed."""
+
+    def __init__(self, backbone: Backbone, pixel_mean: Sequence[float], pixel_std: Sequence[float]):
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """The maps by name; in training a number that every one of their values takes part in."""
+        images = [x["image"].to(self.pixel_mean.device) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        maps = self.backbone(ImageList.from_tensors(images, self.backbone.size_divisibility).tensor)
+        return {"loss": sum(x.mean() for x in maps.values())} if self.training else maps
+
+
+def _set_backbone(cfg: CfgNode, settings: ModelSettings) -> CfgNode:
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.DEVICE = settings.device
+    cfg.MODEL.RESNETS.DEPTH = BACKBONES[settings.backbone]
+    if cfg.MODEL.RESNETS.DEPTH < 50:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    return cfg
+
+
+def _mimicdet(settings: ModelSettings, sparse: bool) -> nn.Module:
+    cfg = _set_backbone(model_zoo.get_config("COCO-Detection/mimicdet_R_50_FPN_1x.yaml"), settings)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = settings.num_classes
+    cfg.MODEL.MIMICDET.STUDENT.SPARSE = sparse
+    return build_model(cfg)
+
+
+def _faster_rcnn(settings: ModelSettings) -> nn.Module:
+    cfg = detectron2_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = settings.num_classes
+    return build_model(_set_backbone(cfg, settings))
+
+
+def _lazy_model(name: str, settings: ModelSettings) -> DictConfig:
+    """The model of one of Detectron2's Python configs, with another ResNet and class count."""
+    model = detectron2_zoo.get_config(f"COCO-Detection/{name}_R_50_FPN_1x.py").model
+    model.num_classes = settings.num_classes
+    stages = model.backbone.bottom_up.stages
+    stages.depth = BACKBONES[settings.backbone]
+    if stages.depth < 50:
+        del stages.stride_in_1x1  # their blocks have no 1x1 convolution
+        if model.backbone.top_block.get("in_feature", "res5") == "res5":
+            model.backbone.top_block.in_channels = 512
+    return model
+
+
+def _one_stage(name: str, settings: ModelSettings) -> nn.Module:
+    return instantiate(_lazy_model(name, settings)).to(settings.device)
+
+
+def _backbone(settings: ModelSettings) -> nn.Module:
+    """RetinaNet's: P3 to P7."""
+    lazy = _lazy_model("retinanet", settings)
+    model = BackboneOnly(instantiate(lazy.backbone), lazy.pixel_mean, lazy.pixel_std)
+    return model.to(settings.device)
+
+
+# Box deltas of a fifth of a box's side, logits that differ between classes and places: what
+# trained detectors give, and what random weights do not.
+_DELTA_STD = 0.2
+_LOGIT_STD = 3.0
+
+_MIMICDET_LAYERS = {
+    "outputs": (
+        Output("proposal_generator.objectness_logits", 0.0, 1.0),
+        Output("proposal_generator.anchor_deltas", 0.0, _DELTA_STD),
+        Output("student_head.class_logits", 0.0, _LOGIT_STD),
+        Output("student_head.box_deltas", 0.0, 10 * _DELTA_STD),  # BBOX_REG_WEIGHTS of 10
+    ),
+    "classifier": "student_head.class_logits",
+    "softmax": True,
+    "score_thresh": lambda model: model.student_head.settings.test_thresholds[0],
+}
+
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": lambda model: model,
+    "channels-last": lambda model: copy.deepcopy(model).to(memory_format=torch.channels_last),
+    "optimized": optimize_for_inference,
+    "bfloat16": partial(optimize_for_inference, precision="bfloat16"),
+    "float16": partial(optimize_for_inference, precision="float16"),
+    "compiled": partial(optimize_for_inference, compile_backbone=True),
+    "onnx": OnnxModel,  # exported, and run by ONNX Runtime on the CPU
+}
+
+DETECTORS: dict[str, Detector] = {
+    "mimicdet": Detector(lambda s: _mimicdet(s, sparse=True), **_MIMICDET_LAYERS),
+    "mimicdet-dense": Detector(lambda s: _mimicdet(s, sparse=False), **_MIMICDET_LAYERS),
+    "retinanet": Detector(
+        lambda s: _one_stage("retinanet", s),
+        (Output("head.cls_score", 0.0, _LOGIT_STD), Output("head.bbox_pred", 0.0, _DELTA_STD)),
+        classifier="head.cls_score",
+        score_thresh=lambda model: model.test_score_thresh,
+    ),
+    "fcos": Detector(
+        lambda s: _one_stage("fcos", s),
+        (
+            Output("head.cls_score", 0.0, _LOGIT_STD),
+            # Distances to the four sides in strides: boxes of 4 strides, RetinaNet's smallest.
+            Output("head.bbox_pred", 2.0, 2 * _DELTA_STD),
+            Output("head.ctrness", 0.0, 1.0),
+        ),
+        classifier="head.cls_score",
+        score_thresh=lambda model: model.test_score_thresh,
+    ),
+    "faster-rcnn": Detector(
+        _faster_rcnn,
+        (
+            Output("proposal_generator.rpn_head.objectness_logits", 0.0, 1.0),
+            Output("proposal_generator.rpn_head.anchor_deltas", 0.0, _DELTA_STD),
+            Output("roi_heads.box_predictor.cls_score", 0.0, _LOGIT_STD),
+            Output("roi_heads.box_predictor.bbox_pred", 0.0, 10 * _DELTA_STD),
+        ),
+        classifier="roi_heads.box_predictor.cls_score",
+        softmax=True,
+        score_thresh=lambda model: model.roi_heads.box_predictor.test_score_thresh,
+    ),
+    "backbone": Detector(_backbone),
+}
+
+CASES: dict[str, Case] = {
+    **{name: Case(name) for name in DETECTORS},
+    **{
+        f"{name}-optimized": Case(name, "optimized")
+        for name in ("mimicdet", "mimicdet-dense", "retinanet", "backbone")
+    },
+    **{
+        f"mimicdet-{form}": Case("mimicdet", form)
+        for form in ("onnx", "channels-last", "bfloat16", "float16", "compiled")
+    },
+    # Class counts side by side: between two groups the machine itself may change by more.
+    **{
+        f"mimicdet{suffix}-{count}-classes": Case("mimicdet", form, count)
+        for suffix, form in (("", "plain"), ("-optimized", "optimized"))
+        for count in (3, 1203)
+    },
+}
+# What is compared where nothing else is asked for.
+DEFAULT_CASES = [
+    name
+    for name, case in CASES.items()
+    if case.form in ("plain", "optimized") and case.num_classes is None
+]
+
+
+def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """ValueError that names the first unknown one and lists the known ones."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
+
+
+def build_detector(name: str, settings: ModelSettings) -> nn.Module:
+    """
+    A model of DETECTORS in evaluation mode, with the same seed for each. Raises ValueError for an
+    unknown detector or backbone.
+    """
+    check_names("detector", [name], list(DETECTORS))
+    check_names("backbone", [settings.backbone], list(BACKBONES))
+    # Detectron2's anchor generators call torch.meshgrid in a way that PyTorch warns of.
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    with torch.random.fork_rng():
+        torch.manual_seed(_SEED)
+        return DETECTORS[name].build(settings).eval()

@@ -1,0 +1,190 @@
+"""Runs the benchmark group by group. A group: everything that is compared with each other."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...modeling.meta_arch.mimicdet import MimicDet
+from .calibration import calibrate
+from .conditions import Conditions
+from .detectors import CASES, DETECTORS, FORMS, Case, ModelSettings, build_detector
+from .inputs import image_size, make_inputs
+from .memory import MemoryTask, measure_memory
+from .observe import count_flops, observe
+from .results import find_group
+from .stages import StageClock
+from .timing import interleave, synchronizer
+from .workloads import make_workload
+
+
+@dataclass(frozen=True)
+class Group:
+    """Settings that all cases of a group share; they are the group's name in the JSON."""
+
+    mode: str  # "eval" or "train"
+    backbone: str
+    num_classes: int
+    short_side: int
+    batch: int
+    cases: tuple[str, ...]
+    repeats: int
+    warmup: int
+    nms_boxes: int  # asked for, an image
+    memory: bool
+    stages: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return image_size(self.short_side)
+
+    @property
+    def weight(self) -> int:
+        """How long it takes next to other groups, roughly."""
+        height, width = self.size
+        work = 3 if self.mode == "train" else 1
+        return height * width * (self.batch * work * self.repeats + 20) * len(self.cases)
+
+    def settings(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return {**asdict(self), "cases": list(self.cases), "size": list(self.size)}
+
+
+def make_groups(
+    modes: Sequence[str],
+    backbones: Sequence[str],
+    class_counts: Sequence[int],
+    short_sides: Sequence[int],
+    batches: Mapping[str, Sequence[int]],
+    cases: Sequence[str],
+    **common: Any,
+) -> list[Group]:
+    """
+    All combinations; in training without the cases that are prepared for inference.
+
+    Args:
+        batches: images at once, by mode; common: the other fields of Group.
+    """
+    groups = []
+    for mode, backbone, classes, side in itertools.product(
+        modes, backbones, class_counts, short_sides
+    ):
+        chosen = tuple(c for c in cases if mode == "eval" or CASES[c].trains)
+        for batch in batches[mode] if chosen else ():
+            groups.append(Group(mode, backbone, classes, side, batch, chosen, **common))
+    return groups
+
+
+def run_groups(
+    groups: list[Group],
+    conditions: Conditions,
+    results: dict[str, Any],
+    save: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None],
+) -> None:
+    """
+    Measure the groups that the results lack; `save` is called after each, `say` gets a line.
+    """
+    todo = [g for g in groups if find_group(results, g.settings()) is None]
+    if len(todo) < len(groups):
+        say(f"{len(groups) - len(todo)} of {len(groups)} groups are there already")
+    start, done = time.monotonic(), 0
+    for number, group in enumerate(todo, start=1):
+        height, width = group.size
+        say(
+            f"[{number}/{len(todo)}] {group.mode}, {group.backbone}, {height} x {width}, "
+            f"{group.num_classes} classes, batch {group.batch}: {len(group.cases)} cases"
+        )
+        results["groups"].append(run_group(group, conditions))
+        save(results)
+        done += group.weight
+        elapsed = time.monotonic() - start
+        left = elapsed / done * (sum(g.weight for g in todo) - done)
+        say(f"  {elapsed / 60:.1f} min so far, about {left / 60:.1f} min to go")
+
+
+def run_group(group: Group, conditions: Conditions) -> dict[str, Any]:
+    """Build, calibrate, observe and time the cases of one group; the process is prepared."""
+    settings = ModelSettings(group.backbone, group.num_classes, conditions.device)
+    inputs = make_inputs(group.size, group.batch, group.num_classes)
+    detectors = dict(_calibrated_detectors(group, settings, inputs))
+    models = {name: CASES[name].prepare(model) for name, model in detectors.items()}
+    facts = {
+        name: _facts(CASES[name], model, detectors[name], inputs) for name, model in models.items()
+    }
+    if group.memory:
+        for name in group.cases:
+            if CASES[name].form == "onnx":  # the process would show what the export needed
+                continue
+            facts[name]["memory_mib"] = _memory(name, group, settings, conditions, detectors[name])
+    synchronize = synchronizer(conditions.device)
+    work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
+    clocks = {}
+    if group.stages and group.mode == "eval":
+        watched = [c for c in group.cases if isinstance(models[c], MimicDet)]
+        clocks = {name: StageClock(models[name], synchronize) for name in watched}
+        work.update({f"{c}, stages": partial(clock.measure, inputs) for c, clock in clocks.items()})
+    seconds = interleave(work, group.repeats, group.warmup, synchronize)
+    for name in group.cases:
+        facts[name]["seconds"] = seconds[name]
+        if name in clocks:
+            facts[name]["stages"] = clocks[name].rounds[group.warmup :]
+    return {"settings": group.settings(), "cases": facts}
+
+
+def _calibrated_detectors(
+    group: Group, settings: ModelSettings, inputs: list[dict[str, Any]]
+) -> Iterator[tuple[str, nn.Module]]:
+    """One model for all cases that share it, by name of case."""
+    built: dict[tuple[str, ModelSettings], nn.Module] = {}
+    for name in group.cases:
+        key = CASES[name].detector, CASES[name].settings(settings)
+        if key not in built:
+            built[key] = build_detector(*key)
+            calibrate(DETECTORS[key[0]], built[key], inputs, group.nms_boxes)
+        yield name, built[key]
+
+
+def _facts(
+    case: Case, model: nn.Module, detector: nn.Module, inputs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What one forward pass in evaluation does, an image, and what the model holds."""
+    # These cannot be looked into: what they were made from is.
+    if case.form == "onnx":
+        model = detector
+    elif case.form == "compiled":
+        model = FORMS["optimized"](detector)
+    seen = observe(model, inputs, DETECTORS[case.detector].score_thresh(detector))
+    return {
+        "passed_boxes": seen.passed_boxes / len(inputs),
+        "nms_boxes": seen.nms_boxes / len(inputs),
+        "proposal_nms_boxes": seen.proposal_nms_boxes / len(inputs),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_eval": seen.num_parameters_read,
+        "gflops": count_flops(model, inputs[:1]),
+    }
+
+
+def _memory(
+    name: str,
+    group: Group,
+    settings: ModelSettings,
+    conditions: Conditions,
+    detector: nn.Module,
+) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        state_file = str(Path(folder) / "state.pth")
+        torch.save(detector.state_dict(), state_file)
+        settings = CASES[name].settings(settings)
+        task = MemoryTask(
+            name, group.mode, settings, group.size, group.batch, conditions, state_file
+        )
+        return asdict(measure_memory(task))

@@ -1,0 +1,240 @@
+"""Detection in images, videos and a webcam's pictures with a checkpoint: demo/demo.py."""
+
+import argparse
+import contextlib
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mimicdet_runtime import Detections, InputError
+from mimicdet_runtime.drawing import draw_detections
+from mimicdet_runtime.images import IMAGE_SUFFIXES, ImageFile, find_images, write_image
+from mimicdet_runtime.progress import Progress
+from mimicdet_runtime.runner import drawing_path, run_on_images, run_on_video
+from mimicdet_runtime.video import VideoReader, VideoWriter
+
+from ..engine import Predictor, setup_cfg
+from ..export.optimize import PRECISIONS
+from ..utils.allocator import keep_freed_memory
+from ..utils.errors import error_text
+
+_ESCAPE = 27
+_WINDOW = "MimicDet (Esc: stop)"
+
+
+class CheckpointDetector:
+    """A Predictor behind the calls of the runtime's Detector."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.class_names = predictor.class_names
+
+    def __call__(self, image: np.ndarray) -> Detections:
+        """Detections of one (H, W, 3) uint8 BGR image."""
+        return self.detect([image])[0]
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detections of each (H, W, 3) uint8 BGR image."""
+        return [
+            Detections(
+                instances.pred_boxes.tensor.float().cpu().numpy(),
+                instances.scores.float().cpu().numpy(),
+                instances.pred_classes.cpu().numpy(),
+                self.class_names,
+            )
+            for instances in self.predictor.predict(images)
+        ]
+
+
+def load_predictor(config_file: str, opts: Sequence[str], **options: Any) -> Predictor:
+    """
+    Build the model of a config with its checkpoint.
+
+    Args:
+        options: Predictor's.
+
+    Raises:
+        InputError: config, data sets, device or checkpoint cannot be used.
+    """
+    try:
+        cfg = setup_cfg(config_file, list(opts))
+        if cfg.MODEL.DEVICE == "cpu":
+            keep_freed_memory()
+        return Predictor(cfg, **options)
+    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
+        raise InputError(error_text(error)) from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of Detectron2's demo."""
+    parser = argparse.ArgumentParser(
+        prog="demo.py", description="Detect with a checkpoint in images, a video or a webcam."
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", help="image files, folders or patterns 'folder/*.jpg'"
+    )
+    source.add_argument("--video-input", metavar="FILE", help="a video file")
+    source.add_argument("--webcam", action="store_true", help="the first camera")
+    parser.add_argument(
+        "--output",
+        help="folder, or a file for one picture or video; without it a window opens",
+    )
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown (0.5)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="float32",
+        help="of the arithmetic; bfloat16 is the fast one where the CPU computes in it (float32)",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="give the backbone to torch.compile: a minute or more at the first image",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="KEY VALUE pairs for the config, MODEL.WEIGHTS among them; last of all arguments",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the demo.
+
+    Returns:
+        the exit code: 0; 1 if some images could not be read and the others are done; 2 for input
+        that cannot be used; 130 after Ctrl-C, with what was done written.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return _run(args)
+    except InputError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"demo: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ndemo: stopped", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    output = Path(args.output) if args.output else None
+    # What can be wrong with files is told before the model is built.
+    targets = image_targets(args.input, output) if args.input else []
+    threshold = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.confidence_threshold)]
+    with contextlib.ExitStack() as stack:
+        if not args.input:
+            source = 0 if args.webcam else Path(args.video_input)
+            video = stack.enter_context(contextlib.closing(VideoReader(source)))
+        predictor = load_predictor(
+            args.config_file,
+            args.opts + threshold,
+            precision=args.precision,
+            compile_backbone=args.compile,
+        )
+        detector = CheckpointDetector(predictor)
+        if args.input:
+            return detect_images(detector, targets)
+        target = None
+        if output is not None:
+            name = "webcam.mp4" if args.webcam else f"{Path(args.video_input).stem}.mp4"
+            target = output if output.suffix.lower() == ".mp4" else output / name
+        detect_video(detector, video, target)
+    return 0
+
+
+def image_targets(
+    inputs: Sequence[str], output: Path | None
+) -> list[tuple[ImageFile, Path | None]]:
+    """
+    The images of files, folders and patterns, each with the file to draw to; None: a window.
+
+    Raises:
+        InputError: nothing is found, or a drawing would replace its image or another drawing.
+    """
+    found = [path for given in inputs for path in _expand(given)]
+    files = find_images(found, output)
+    if output is None:
+        return [(file, None) for file in files]
+    if output.suffix.lower() not in IMAGE_SUFFIXES or output.is_dir():
+        return [(file, drawing_path(file, output)) for file in files]
+    if len(files) > 1:
+        raise InputError(f"--output {output} is one file, but there are {len(files)} images")
+    drawing_path(ImageFile(files[0].path, output.name), output.parent)
+    return [(files[0], output)]
+
+
+def _expand(given: str) -> list[str]:
+    expanded = str(Path(given).expanduser())
+    if Path(expanded).exists():
+        return [expanded]
+    matches = sorted(glob.glob(expanded, recursive=True))
+    if not matches:
+        raise InputError(f"{given}: no such file or folder, and no file fits it as a pattern")
+    return matches
+
+
+def detect_images(
+    detector: CheckpointDetector, targets: Sequence[tuple[ImageFile, Path | None]]
+) -> int:
+    """Draw or show images with their detections; returns the exit code."""
+    target_of = dict(targets)
+
+    def handle(file: ImageFile, image: np.ndarray, found: Detections) -> bool:
+        progress.say(f"{file.path}: {len(found)} detections")
+        picture = draw_detections(image, found)
+        target = target_of[file]
+        if target is None:
+            return _show(picture, wait=0)
+        write_image(target, picture)
+        return True
+
+    with contextlib.closing(Progress(len(targets))) as progress:
+        problems = run_on_images(detector, [file for file, _ in targets], handle, progress)
+    return 1 if problems else 0
+
+
+def detect_video(detector: CheckpointDetector, video: VideoReader, target: Path | None) -> None:
+    """
+    Draw a video's detections to the file `target`, or show them in a window if it is None.
+
+    Raises:
+        InputError: the video has no frame that can be read, or cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
+        writer = None
+        if target is not None:
+            writer = stack.enter_context(VideoWriter(target, video.frames_per_second))
+
+        def handle(number: int, frame: np.ndarray, found: Detections) -> bool:
+            picture = draw_detections(frame, found)
+            if writer is None:
+                return _show(picture, wait=1)
+            writer.write(picture)
+            return True
+
+        if run_on_video(detector, video, handle, progress) == 0:
+            raise InputError("the video has no frame that can be read")
+
+
+def _show(picture: np.ndarray, wait: int) -> bool:
+    """Show a picture for `wait` ms, 0: until a key is pressed; False if that was Escape."""
+    try:
+        cv2.imshow(_WINDOW, picture)
+        return cv2.waitKey(wait) != _ESCAPE
+    except cv2.error as error:
+        raise InputError("this OpenCV cannot open a window; give --output") from error

@@ -1,0 +1,384 @@
+"""
+The quickstart, `make demo`: make the embedded data, train, evaluate, draw, report.
+
+Nothing here is special to the embedded data but the defaults: it trains any config on a CPU or on
+one GPU, through the functions that train_net.py uses. The terminal gets a few lines, the whole log
+goes to OUTPUT_DIR/log.txt.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import DefaultPredictor, HookBase
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.logger import setup_logger
+
+from ..engine import MimicTrainer, setup_cfg
+from ..utils.errors import error_text
+from ..visualization import detection_grid, plot_curves
+from .report import write_report
+
+DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
+_AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_LOGGERS = ("detectron2", "fvcore", "mimicdet", "py.warnings")
+_logger = logging.getLogger(__name__)
+
+
+class QuickstartError(Exception):
+    """What the user can put right; its text is the whole message."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds that each part of the run took, in the order in which they ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class ProgressLine(EventWriter):
+    """
+    An EventWriter that keeps one line of the terminal up to date: iteration, loss, ETA.
+
+    Where the output is no terminal it prints a line each time, so that a log stays readable.
+    """
+
+    def __init__(self, max_iter: int, stream: TextIO, window_size: int = 20) -> None:
+        """Write to `stream`; losses are medians over `window_size` iterations."""
+        self._max_iter = max_iter
+        self._stream = stream
+        self._window_size = window_size
+
+    def write(self) -> None:
+        """Print the present iteration; called every so many iterations by Detectron2."""
+        storage = get_event_storage()
+        done = storage.iter + 1
+        # The writers run once more after the last iteration, with nothing new.
+        if done > self._max_iter:
+            return
+        self._print(self._text(storage, done), last=done == self._max_iter)
+
+    def _text(self, storage: Any, done: int) -> str:
+        histories = storage.histories()
+        width = len(str(self._max_iter))
+        text = f"  iteration {done:>{width}}/{self._max_iter} ({100 * done // self._max_iter:3d} %)"
+        if "total_loss" in histories:
+            count = storage.count_samples("total_loss", self._window_size)
+            text += f"  loss {histories['total_loss'].median(count):.3f}"
+        if "time" in histories:
+            seconds = histories["time"].median(1000)
+            left = timedelta(seconds=round(seconds * (self._max_iter - done)))
+            text += f"  {seconds:.2f} s/iteration  ETA {left}"
+        return text
+
+    def _print(self, text: str, last: bool) -> None:
+        if self._stream.isatty():
+            self._stream.write("\r\033[K" + text + ("\n" if last else ""))
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+class _LastStep(HookBase):
+    """Marks the end of the last iteration: what train() does after that is evaluation."""
+
+    def __init__(self, announce: Callable[[], None]) -> None:
+        self._announce = announce
+        self.when = time.perf_counter()
+
+    def before_train(self) -> None:
+        self.when = time.perf_counter()
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            self._announce()
+
+    def after_step(self) -> None:
+        self.when = time.perf_counter()
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self._announce()
+
+
+class QuickstartTrainer(MimicTrainer):
+    """MimicTrainer with a progress line on the terminal, besides its own writers."""
+
+    def __init__(self, cfg: CfgNode, stream: TextIO) -> None:
+        """Build everything from `cfg`; the progress line goes to `stream`."""
+        # Before the base class, which asks for the writers while it is built.
+        self._stream = stream
+        super().__init__(cfg)
+
+    def build_writers(self) -> list[EventWriter]:
+        """Put the progress line before the trainer's own writers."""
+        return [ProgressLine(self.max_iter, self._stream), *super().build_writers()]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of tools/quickstart.py."""
+    parser = argparse.ArgumentParser(
+        prog="quickstart.py",
+        description="Train a small MimicDet on embedded data; write its AP, curves and pictures.",
+    )
+    parser.add_argument("--output", default="output/quickstart", metavar="FOLDER")
+    parser.add_argument("--config-file", default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--num-images", type=int, default=8, help="images in the grid")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.4, help="lowest score drawn in the grid"
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="overrides of the config: KEY VALUE KEY VALUE ..."
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise QuickstartError for a command line that cannot work, before anything is written."""
+    if not Path(args.config_file).is_file():
+        raise QuickstartError(f"config file '{args.config_file}' does not exist")
+    if len(args.opts) % 2:
+        raise QuickstartError(f"overrides must be pairs, KEY VALUE, got: {' '.join(args.opts)}")
+    if "OUTPUT_DIR" in args.opts[::2]:
+        raise QuickstartError("OUTPUT_DIR is set by --output")
+    if args.num_images < 1:
+        raise QuickstartError(f"--num-images must be at least 1, got {args.num_images}")
+    if Path(args.output).exists() and not Path(args.output).is_dir():
+        raise QuickstartError(f"--output '{args.output}' is no folder")
+
+
+def start_log(output: Path) -> None:
+    """Make the output folder and send every log line and warning to its log.txt."""
+    output.mkdir(parents=True, exist_ok=True)
+    logging.captureWarnings(True)
+    for name in _LOGGERS:
+        setup_logger(str(output / "log.txt"), name=name, configure_stdout=False)
+    # Reports a CUDA toolkit without a GPU, right onto the terminal.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    _logger.info("Environment:\n%s", collect_env_info())
+
+
+@contextlib.contextmanager
+def _data_log_on(stream: TextIO) -> Iterator[None]:
+    """Let what mimicdet.data says reach the terminal too: making data takes a while."""
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    logger = logging.getLogger("mimicdet.data")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def make_data(args: argparse.Namespace, stream: TextIO) -> CfgNode:
+    """
+    Return the config that the command line asks for, with its data sets registered and loaded.
+
+    Embedded data sets are written now, if they are not there already.
+
+    Raises:
+        QuickstartError: what the config says cannot be, or its data are missing or broken.
+    """
+    with _data_log_on(stream):
+        try:
+            cfg = setup_cfg(args.config_file, [*args.opts, "OUTPUT_DIR", args.output])
+        except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
+            raise QuickstartError(f"config '{args.config_file}': {error_text(error)}") from error
+        if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
+            raise QuickstartError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
+        for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+            try:
+                records = DatasetCatalog.get(name)
+            except (AssertionError, KeyError, OSError, ValueError) as error:
+                raise QuickstartError(f"data set '{name}': {error_text(error)}") from error
+            objects = sum(len(record.get("annotations", [])) for record in records)
+            print(f"  {name}: {len(records)} images, {objects} objects", file=stream, flush=True)
+    return cfg
+
+
+def prepare_output(cfg: CfgNode, resume: bool) -> None:
+    """Write config.yaml; set the metrics of an earlier run aside, unless it is resumed."""
+    output = Path(cfg.OUTPUT_DIR)
+    metrics = output / "metrics.json"
+    if metrics.exists() and not resume:
+        # Detectron2 appends: without this the curves would mix two runs.
+        metrics.replace(output / "metrics.previous.json")
+    (output / "config.yaml").write_text(cfg.dump())
+
+
+def train(cfg: CfgNode, resume: bool, watch: Stopwatch, stream: TextIO) -> Mapping[str, Any]:
+    """
+    Train and evaluate.
+
+    Returns:
+        Detectron2's results: {"bbox": {"AP": ..., ...}}, by data set where there are several.
+
+    Raises:
+        QuickstartError: the loss became infinite or NaN, or a checkpoint does not fit.
+    """
+    start = time.perf_counter()
+    last_step = _LastStep(lambda: print("3/4 evaluation", file=stream, flush=True))
+    try:
+        trainer = QuickstartTrainer(cfg, stream)
+        trainer.register_hooks([last_step])
+        trainer.resume_or_load(resume=resume)
+    except (AssertionError, OSError, ValueError) as error:
+        raise QuickstartError(error_text(error)) from error
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        raise QuickstartError(
+            f"training diverged, try a smaller SOLVER.BASE_LR: {error}"
+        ) from error
+    watch.seconds["training"] = last_step.when - start
+    # DefaultTrainer evaluates once at the end of training, whatever TEST.EVAL_PERIOD is.
+    results = getattr(trainer, "_last_eval_results", None) or trainer.test(cfg, trainer.model)
+    watch.seconds["evaluation"] = time.perf_counter() - last_step.when
+    return results
+
+
+def box_results(results: Mapping[str, Any], dataset_name: str) -> dict[str, float]:
+    """
+    Return the box AP of one data set from Detectron2's results (one data set or several).
+
+    Raises:
+        QuickstartError: the results hold none.
+    """
+    found = results.get(dataset_name, results)
+    if "bbox" not in found:
+        raise QuickstartError(f"the evaluation of '{dataset_name}' gave no box AP")
+    return dict(found["bbox"])
+
+
+def format_ap_table(results: Mapping[str, float]) -> str:
+    """
+    Return a text table: AP, AP50, AP75, APs, APm, APl, then the AP of each class.
+
+    Args:
+        results: COCOEvaluator's "bbox" results, 0..100; a NaN (no such objects) is shown as "-".
+    """
+    shown = {name: results[name] for name in _AP_NAMES if name in results}
+    cells = [_format_ap(value) for value in shown.values()]
+    lines = [
+        "".join(f"{name:>8}" for name in shown),
+        "".join(f"{cell:>8}" for cell in cells),
+    ]
+    classes = {k.removeprefix("AP-"): v for k, v in results.items() if k.startswith("AP-")}
+    if classes:
+        width = max(len("class"), *(len(name) for name in classes))
+        lines += ["", f"  {'class':<{width}}{'AP':>8}"]
+        lines += [f"  {name:<{width}}{_format_ap(value):>8}" for name, value in classes.items()]
+    return "\n".join(lines)
+
+
+def _format_ap(value: float) -> str:
+    return "-" if value != value else f"{value:.1f}"
+
+
+def draw(cfg: CfgNode, args: argparse.Namespace, output: Path) -> list[Path]:
+    """Write detections.png, curves.png and report.html; return the paths of what was written."""
+    grid, curves = output / "detections.png", output / "curves.png"
+    written = [grid]
+    detection_grid(
+        cfg.DATASETS.TEST[0],
+        _detections(cfg, output),
+        grid,
+        num_images=args.num_images,
+        score_threshold=args.score_threshold,
+        title="MimicDet: detections beside ground truth",
+    )
+    try:
+        plot_curves(output / "metrics.json", curves, title="MimicDet: training")
+        written.append(curves)
+    except (OSError, ValueError) as error:
+        # Everything else that such a run made is worth having.
+        _logger.warning("no curves: %s", error)
+    written.append(write_report([output], output / "report.html"))
+    return written
+
+
+def _detections(cfg: CfgNode, output: Path) -> Path | DefaultPredictor:
+    """Return the evaluator's results file; a predictor where VOC or several sets leave none."""
+    results = output / "inference" / "coco_instances_results.json"
+    if len(cfg.DATASETS.TEST) == 1 and results.exists():
+        return results
+    predictor_cfg = cfg.clone()
+    predictor_cfg.defrost()
+    predictor_cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
+    predictor_cfg.freeze()
+    return DefaultPredictor(predictor_cfg)
+
+
+def _existing(output: Path) -> list[Path]:
+    names = ("model_final.pth", "model_best.pth", "metrics.json", "config.yaml", "log.txt")
+    return [output / name for name in names if (output / name).exists()]
+
+
+def run(args: argparse.Namespace, stream: TextIO) -> None:
+    """
+    Do everything that the quickstart does.
+
+    Raises:
+        QuickstartError: with a message for the user.
+    """
+    watch = Stopwatch()
+    check_arguments(args)
+    output = Path(args.output)
+    start_log(output)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    # What the libraries print, COCO's evaluation for one, belongs into the log.
+    with open(output / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+        say("1/4 data")
+        with watch.part("data"):
+            cfg = make_data(args, stream)
+        prepare_output(cfg, args.resume)
+        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
+        say(f"2/4 training: {cfg.SOLVER.MAX_ITER} iterations, log in {output / 'log.txt'}")
+        results = train(cfg, args.resume, watch, stream)
+        table = format_ap_table(box_results(results, cfg.DATASETS.TEST[0]))
+        say("4/4 pictures and report")
+        with watch.part("pictures"):
+            written = draw(cfg, args, output)
+    say(f"\nHeld-out data, {cfg.DATASETS.TEST[0]}:\n\n{table}\n")
+    say("Written:")
+    for path in [*written, *_existing(output)]:
+        say(f"  {os.fspath(path)}")
+    times = ", ".join(f"{name} {seconds:.0f}" for name, seconds in watch.seconds.items())
+    say(f"\nSeconds: {times}; {sum(watch.seconds.values()):.0f} in all")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run tools/quickstart.py; return its exit status."""
+    args = build_parser().parse_args(arguments)
+    try:
+        run(args, sys.stdout)
+    except QuickstartError as error:
+        print(f"quickstart: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nquickstart: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

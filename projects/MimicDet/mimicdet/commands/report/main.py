@@ -1,0 +1,129 @@
+"""The command line of tools/report.py, and `write_report` for those who have the runs at hand."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.logger import setup_logger
+
+from ...checkpoint import MimicCheckpointer
+from ...engine.setup import setup_cfg
+from ...engine.trainer import MimicTrainer
+from ...utils.errors import error_text
+from .page import page
+from .runs import RESULTS, Run, read_run
+from .sections import build_sections
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of tools/report.py."""
+    parser = argparse.ArgumentParser(
+        prog="report.py",
+        description="Write one self-contained HTML page about a run or several side by side.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of a run")
+    parser.add_argument("-o", "--output", default="output/report.html", metavar="FILE")
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="a name for each run")
+    parser.add_argument("--title", default="MimicDet report")
+    parser.add_argument("--num-images", type=int, default=2, help="best and worst images each")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.4, help="lowest score in these pictures"
+    )
+    parser.add_argument(
+        "--eval-teacher",
+        action="store_true",
+        help="first evaluate the T-head of model_final.pth, into RUN/inference_teacher",
+    )
+    return parser
+
+
+def write_report(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    title: str = "MimicDet report",
+    num_images: int = 2,
+    score_threshold: float = 0.4,
+) -> Path:
+    """
+    Write the page about finished runs; parts that a run lacks are told on the page.
+
+    Args:
+        folders: OUTPUT_DIRs; labels: a name for each, by default the folders' names.
+        num_images: best and worst images each; score_threshold: lowest score drawn there.
+
+    Returns:
+        the path of the page; its folder is made if it is missing.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder is missing or no run; labels and runs do not match.
+    """
+    if labels and len(labels) != len(folders):
+        raise ValueError(f"--labels: {len(labels)} labels for {len(folders)} runs")
+    runs = [read_run(folder) for folder in folders]
+    for run, label in zip(runs, labels or _distinct_labels(runs)):
+        run.label = label
+    subtitle = f"{', '.join(run.label for run in runs)}. Written on {date.today()}."
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = page(title, subtitle, build_sections(runs, score_threshold, num_images))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _distinct_labels(runs: Sequence[Run]) -> list[str]:
+    """The folders' names, with their parents' where two are alike."""
+    names = [run.label for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{run.folder.resolve().parent.name}/{name}"
+        for run, name in zip(runs, names)
+    ]
+
+
+def evaluate_teacher(folder: str | Path) -> None:
+    """
+    Evaluate the T-head of a run's model_final.pth; detections go to inference_teacher.
+
+    Raises:
+        OSError, ValueError: config, data or checkpoint are missing, or it has no T-head.
+    """
+    path = Path(folder)
+    cfg = setup_cfg(str(path / "config.yaml"), ["MODEL.MIMICDET.EVAL_HEAD", "teacher"])
+    model = MimicTrainer.build_model(cfg)
+    checkpointer: DetectionCheckpointer = MimicCheckpointer(model, strict=True)
+    checkpointer.load(str(path / "model_final.pth"))
+    output = str(path / "inference_teacher")
+    evaluators = [MimicTrainer.build_evaluator(cfg, x, output) for x in cfg.DATASETS.TEST]
+    MimicTrainer.test(cfg, model, evaluators)
+    if not (path / "inference_teacher" / RESULTS).is_file():
+        raise ValueError(f"run '{folder}': the evaluation left no {RESULTS}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run tools/report.py; return its exit status."""
+    args = build_parser().parse_args(arguments)
+    try:
+        if args.num_images < 0:
+            raise ValueError(f"--num-images must be at least 0, got {args.num_images}")
+        if args.eval_teacher:
+            setup_logger(name="detectron2")
+            for folder in args.runs:
+                read_run(folder)  # what is no run is told before minutes are spent
+                evaluate_teacher(folder)
+        path = write_report(
+            args.runs,
+            args.output,
+            labels=args.labels,
+            title=args.title,
+            num_images=args.num_images,
+            score_threshold=args.score_threshold,
+        )
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        print(f"report: error: {error_text(error)}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0

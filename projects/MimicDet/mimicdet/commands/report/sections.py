@@ -1,0 +1,378 @@
+"""The sections of the report: from runs to HTML, also where parts of a run are missing."""
+
+import html
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from ...evaluation.error_split import KINDS
+from ...utils.drawing import class_color
+from ...visualization.curves import group_scalars, line_style
+from .images import best_and_worst, picture_pair
+from .page import Cell, Section, number, paragraph, table
+from .runs import HEADS, HeadResults, Run
+from .svg import Axis, Series, line_chart
+
+_SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_MOST_CLASSES = 8
+_NO_DETECTIONS = "No run left detections that can be evaluated; see Notes."
+
+
+def build_sections(runs: Sequence[Run], score_threshold: float, num_images: int) -> list[Section]:
+    """All sections in their order; one that has nothing to show says so."""
+    sections = [
+        Section("summary", "Average precision", average_precision(runs)),
+        Section("curves", "Curves", curves(runs)),
+        Section("classes", "AP of each class", class_table(runs)),
+        Section("precision-recall", "Precision and recall", precision_recall(runs)),
+        Section("errors", "Errors", errors(runs)),
+        Section("images", "Best and worst images", images(runs, score_threshold, num_images)),
+        Section("heads", "Student against teacher", heads(runs)),
+        Section("speed", "Speed", speed(runs)),
+        Section("settings", "Settings", settings(runs)),
+    ]
+    problems = [f"{run.label}: {problem}" for run in runs for problem in run.problems]
+    if problems:
+        notes = "".join(paragraph(problem, faint=False) for problem in problems)
+        sections.append(Section("notes", "Notes", notes))
+    return sections
+
+
+def _evaluated(runs: Sequence[Run]) -> list[tuple[Run, HeadResults]]:
+    return [(run, run.main) for run in runs if run.main is not None]
+
+
+def _css(index: int) -> str:
+    return "rgb({}, {}, {})".format(*class_color(index))
+
+
+def _compared(values: Sequence[float | None], scale: float = 100.0) -> list[Cell]:
+    """Cells of a row that compares runs: a bar each, the highest bold where there are several."""
+    known = [value for value in values if value is not None and value == value]
+    best = max(known) if len(known) > 1 else None
+    return [
+        Cell(number(v), None if v is None or v != v else v / scale, best is not None and v == best)
+        for v in values
+    ]
+
+
+def average_precision(runs: Sequence[Run]) -> str:
+    """COCO's summary for each run and head, and the last and best AP that training logged."""
+    rows: list[list[str | Cell]] = []
+    for run in runs:
+        for head, results in run.heads.items():
+            values = [number(results.evaluation.summary[name]) for name in _SUMMARY]
+            rows.append([f"{run.label}, {head}", *values])
+        if not run.heads:
+            values = [number(_last(run, f"bbox/{name}")) for name in _SUMMARY]
+            rows.append([f"{run.label}, as logged in training", *values])
+    truth = next((run.truth for run in runs if run.truth is not None), None)
+    note = "COCO's metric, in percent."
+    if truth is not None:
+        count, objects = len(truth.coco.imgs), len(truth.coco.anns)
+        note += f" Test set {truth.name}: {count} images, {objects} objects."
+    return table(("Run", *_SUMMARY), rows) + paragraph(note)
+
+
+def _last(run: Run, key: str) -> float | None:
+    return float(run.metrics[key][1][-1]) if key in run.metrics else None
+
+
+def curves(runs: Sequence[Run]) -> str:
+    """Total loss and AP of all runs in common charts, then everything of each run."""
+    if not any(run.metrics for run in runs):
+        return paragraph("No run has a metrics.json.")
+    parts = []
+    if len(runs) > 1:
+        parts.append(_charts([_overlay(runs, key, *rest) for key, *rest in _OVERLAYS]))
+    for run in runs:
+        charts = [_panel_chart(run, panel) for panel in group_scalars(run.metrics)]
+        if len(runs) == 1:
+            return _charts(charts)
+        name = html.escape(run.label)
+        parts.append(f"<details><summary>{name}: all curves</summary>{_charts(charts)}</details>")
+    return "".join(parts)
+
+
+# Scalar, title, logarithmic.
+_OVERLAYS = (
+    ("total_loss", "Total loss", True),
+    ("bbox/AP", "AP on the test set", False),
+    ("bbox/AP50", "AP50 on the test set", False),
+    ("mimic/cosine_cls", "Cosine of the heads' classification features", False),
+)
+
+
+def _charts(charts: Sequence[str]) -> str:
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _iterations() -> Axis:
+    return Axis("iteration", low=0.0)
+
+
+def _overlay(runs: Sequence[Run], key: str, title: str, log: bool) -> str:
+    """One scalar of all runs in one chart; empty where fewer than two runs have it."""
+    lines = [
+        Series(run.label, *run.metrics[key], _css(index))
+        for index, run in enumerate(runs)
+        if key in run.metrics
+    ]
+    if len(lines) < 2:  # nothing to compare; the run's own curves show it
+        return ""
+    return _chart_if_any(title, lines, Axis("", None if log else 0.0, log=log))
+
+
+def _panel_chart(run: Run, panel) -> str:
+    lines = []
+    for index, key in enumerate(panel.keys):
+        style = line_style(key)
+        color = str(style.get("color", _css(index)))
+        color = "currentColor" if color == "black" else color  # must show on a dark page
+        dashed = style.get("linestyle") == "--"
+        lines.append(Series(str(style["label"]), *run.metrics[key], color, dashed))
+    axis = Axis("", None if panel.scale == "log" else 0.0, log=panel.scale == "log")
+    return _chart_if_any(panel.title, lines, axis)
+
+
+def _chart_if_any(title: str, lines: Sequence[Series], y_axis: Axis) -> str:
+    try:
+        return line_chart(title, lines, _iterations(), y_axis)
+    except ValueError:
+        return ""
+
+
+def class_table(runs: Sequence[Run]) -> str:
+    """AP of every class, runs side by side, with the objects of the test set."""
+    found = _evaluated(runs)
+    if not found:
+        return paragraph(_NO_DETECTIONS)
+    rows: list[list[str | Cell]] = []
+    for names, group in _by_classes(found):
+        count = np.bincount(
+            np.concatenate([x.gt_classes[~x.gt_crowd] for x in group[0][1].images]),
+            minlength=len(names),
+        )
+        for index, name in enumerate(names):
+            values = [
+                float(results.evaluation.per_class[index]) if (run, results) in group else None
+                for run, results in found
+            ]
+            rows.append([name, str(count[index]), *_compared(values)])
+    header = ("Class", "Objects", *(_head_label(run) for run, _ in found))
+    return table(header, rows)
+
+
+def _head_label(run: Run) -> str:
+    return run.label if run.main_head == "student" else f"{run.label}, {run.main_head}"
+
+
+def _by_classes(
+    found: Sequence[tuple[Run, HeadResults]],
+) -> list[tuple[list[str], list[tuple[Run, HeadResults]]]]:
+    """Runs grouped by the classes of their test sets: as a rule one group."""
+    groups: dict[tuple[str, ...], list[tuple[Run, HeadResults]]] = {}
+    for run, results in found:
+        groups.setdefault(tuple(run.truth.class_names), []).append((run, results))
+    return [(list(names), group) for names, group in groups.items()]
+
+
+def precision_recall(runs: Sequence[Run]) -> str:
+    """Precision over recall at IoU 0.5: the classes of each run, and runs against each other."""
+    found = _evaluated(runs)
+    if not found:
+        return paragraph(_NO_DETECTIONS)
+    recall = np.linspace(0, 1, 101)
+    x_axis, y_axis = Axis("recall", 0.0, 1.0), Axis("precision", 0.0, 1.0)
+    parts = []
+    if len(found) > 1:
+        lines = [
+            Series(f"{_head_label(run)}, IoU {iou:.2f}", recall, _mean(results, row), _css(i), dash)
+            for i, (run, results) in enumerate(found)
+            for iou, row, dash in ((0.5, 0, False), (0.75, 5, True))
+        ]
+        parts.append(line_chart("Mean over the classes", lines, x_axis, y_axis))
+    for run, results in found:
+        precision = results.evaluation.precision[0]
+        objects = np.concatenate([x.gt_classes for x in results.images])
+        common = np.argsort(-np.bincount(objects, minlength=precision.shape[1]), kind="stable")
+        shown = [int(i) for i in sorted(common[:_MOST_CLASSES]) if (precision[:, i] > -1).all()]
+        lines = [Series(run.truth.class_names[i], recall, precision[:, i], _css(i)) for i in shown]
+        if len(found) == 1:
+            mean75 = Series("all, IoU 0.75", recall, _mean(results, 5), "currentColor", True)
+            lines += [Series("all", recall, _mean(results, 0), "currentColor"), mean75]
+        parts.append(line_chart(f"{_head_label(run)}, IoU 0.50", lines, x_axis, y_axis))
+    note = ""
+    if any(len(run.truth.class_names) > _MOST_CLASSES for run, _ in found):
+        note = paragraph(f"The {_MOST_CLASSES} classes with the most objects are drawn.")
+    return _charts(parts) + note
+
+
+def _mean(results: HeadResults, row: int) -> np.ndarray:
+    """Mean precision over the classes that have objects, at one of the ten IoUs: (101,)."""
+    precision = results.evaluation.precision[row]
+    return precision[:, (precision > -1).all(axis=0)].mean(axis=1)
+
+
+_ERROR_TEXT = {
+    "localisation": "right class, IoU with the object from 0.1 to 0.5",
+    "classification": "IoU of 0.5 or more with an object of another class",
+    "both": "another class and IoU from 0.1 to 0.5",
+    "duplicate": "the object was found before by a better detection",
+    "background": "IoU of at most 0.1 with every object",
+    "missed": "an object that no detection points to",
+}
+
+
+def errors(runs: Sequence[Run]) -> str:
+    """TIDE's split: what AP50 gains when one kind of error is put right."""
+    found = _evaluated(runs)
+    if not found:
+        return paragraph(_NO_DETECTIONS)
+    highest = max(max(results.errors.gains.values()) for _, results in found)
+    rows: list[list[str | Cell]] = []
+    for kind in KINDS:
+        row: list[str | Cell] = [kind]
+        for _, results in found:
+            gain, count = results.errors.gains[kind], results.errors.counts[kind]
+            row += [str(count), Cell(number(gain, 2), gain / max(highest, 1e-9))]
+        rows.append(row)
+    header = ["Kind"]
+    for run, results in found:
+        label = _head_label(run)
+        header += [f"{label}: number", f"dAP, of AP50 {number(results.errors.ap50)}"]
+    meanings = "".join(f"<li><b>{kind}</b>: {text}</li>" for kind, text in _ERROR_TEXT.items())
+    return (
+        table(header, rows)
+        + paragraph(
+            "dAP: points that AP50 gains when this kind of error alone is put right (TIDE, Bolya "
+            "et al., 2020). The gains do not add up to what is missing. Numbers count all "
+            "detections, those of low score too."
+        )
+        + f"<details><summary>What the kinds mean</summary><ul>{meanings}</ul></details>"
+    )
+
+
+def images(runs: Sequence[Run], threshold: float, count: int) -> str:
+    """Pictures of the images of lowest and highest F1 of each run."""
+    found = _evaluated(runs)
+    if not found:
+        return paragraph(_NO_DETECTIONS)
+    parts = [
+        paragraph(
+            f"By F1 at IoU 0.5 of detections with a score of at least {threshold:.2f}. Left the "
+            "detections, right the ground truth."
+        )
+    ]
+    for run, results in found:
+        best, worst = best_and_worst(results.images, threshold, count)
+        for name, scores in (("worst", worst), ("best", best)):
+            pairs = "".join(_pair_or_note(score, run) for score in scores)
+            label = html.escape(_head_label(run))
+            parts.append(f'<h3>{label}: {name}</h3><div class="pictures">{pairs}</div>')
+    return "".join(parts)
+
+
+def _pair_or_note(score, run: Run) -> str:
+    try:
+        return picture_pair(score, run.truth)
+    except OSError as error:
+        return paragraph(f"Image {score.image.image_id} cannot be read: {error}")
+
+
+def heads(runs: Sequence[Run]) -> str:
+    """AP of either head of the same checkpoint, where both were evaluated."""
+    rows: list[list[str | Cell]] = []
+    missing = []
+    for run in runs:
+        if any(head not in run.heads for head in HEADS):
+            missing.append(run.label)
+            continue
+        both = [run.heads[head].evaluation.summary for head in HEADS]
+        for name in _SUMMARY:
+            student, teacher = (values[name] for values in both)
+            cells = (number(student), number(teacher), number(student - teacher))
+            rows.append([f"{run.label}, {name}", *cells])
+    parts = []
+    if rows:
+        parts.append(table(("", "Student", "Teacher", "Difference"), rows))
+    if missing:
+        parts.append(
+            paragraph(
+                f"Not both heads were evaluated: {', '.join(missing)}. --eval-teacher evaluates "
+                "the T-head of the last checkpoint."
+            )
+        )
+    return "".join(parts)
+
+
+def speed(runs: Sequence[Run]) -> str:
+    """Seconds an iteration and an image, and on what."""
+    facts: list[tuple[str, Callable[[Run], str]]] = [
+        ("Iterations", lambda run: number(_last_iteration(run), 0)),
+        ("Seconds an iteration, median", lambda run: number(_median(run, "time"), 3)),
+        ("of which waiting for data", lambda run: number(_median(run, "data_time"), 3)),
+        ("Training time", lambda run: run.log.training_time or "-"),
+        ("Inference, ms an image", _milliseconds),
+        ("Device", lambda run: run.cfg.MODEL.DEVICE if run.cfg is not None else "-"),
+    ]
+    names = dict.fromkeys(name for run in runs for name in run.log.machine)
+    facts += [(name, lambda run, name=name: run.log.machine.get(name, "-")) for name in names]
+    rows: list[list[str | Cell]] = [[name, *(tell(run) for run in runs)] for name, tell in facts]
+    note = "From metrics.json and log.txt. Inference is the model alone, in the last evaluation."
+    return table(("", *(run.label for run in runs)), rows, "facts") + paragraph(note)
+
+
+def _last_iteration(run: Run) -> float | None:
+    ends = [iterations[-1] for iterations, _ in run.metrics.values()]
+    return float(max(ends)) if ends else None
+
+
+def _median(run: Run, key: str) -> float | None:
+    return float(np.median(run.metrics[key][1])) if key in run.metrics else None
+
+
+def _milliseconds(run: Run) -> str:
+    seconds = run.log.inference_seconds
+    return number(None if seconds is None else 1000 * seconds)
+
+
+_CHOSEN = (
+    "MODEL.RESNETS.DEPTH",
+    "MODEL.MIMICDET.MIMIC.ENABLED",
+    "MODEL.MIMICDET.STUDENT.ALIGNMENT",
+    "MODEL.MIMICDET.STUDENT.KERNEL_SIZES",
+    "INPUT.MIN_SIZE_TEST",
+    "SOLVER.MAX_ITER",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.BASE_LR",
+    "SEED",
+)
+
+
+def settings(runs: Sequence[Run]) -> str:
+    """The keys in which the runs differ; of one run those that tell most."""
+    known = [run for run in runs if run.cfg is not None]
+    if not known:
+        return paragraph("No run has a config.yaml.")
+    flat = [_flatten(run.cfg) for run in known]
+    if len(known) > 1:
+        keys = [key for key in sorted(set().union(*flat)) if len({x.get(key) for x in flat}) > 1]
+        note = "The keys of config.yaml in which the runs differ."
+    else:
+        keys, note = [key for key in _CHOSEN if key in flat[0]], "A few keys of config.yaml."
+    if not keys:
+        return paragraph("The runs have the same config.")
+    rows: list[list[str | Cell]] = [[key, *(x.get(key, "-") for x in flat)] for key in keys]
+    return table(("Key", *(run.label for run in known)), rows, "facts") + paragraph(note)
+
+
+def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, str]:
+    flat = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif key != "OUTPUT_DIR":  # differs always and says nothing
+            flat[prefix + key] = str(value)
+    return flat

@@ -1,0 +1,168 @@
+"""The command line of train_net.py."""
+
+import argparse
+import os
+import sys
+from collections import OrderedDict
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import multiprocessing, nn
+
+from ..checkpoint import MimicCheckpointer
+from ..engine.setup import setup_cfg
+from ..engine.trainer import MimicTrainer
+from ..export.optimize import PRECISIONS, optimize_for_inference
+from ..utils.allocator import keep_freed_memory
+from ..utils.errors import error_text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments, and how to name one's own data."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--optimize",
+        metavar="PRECISION",
+        choices=list(PRECISIONS),
+        help="with --eval-only: fold batch norms, lay maps channels last and compute in "
+        f"{', '.join(PRECISIONS)}",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --optimize: give the backbone to torch.compile, which takes a minute or more at "
+        "the first image",
+    )
+    parser.epilog = (parser.epilog or "") + _EPILOG
+    return parser
+
+
+_EPILOG = """
+One's own data, without writing Python (classes are taken from the data):
+    DATASETS.TRAIN "('coco:annotations/train.json:images',)"
+    DATASETS.TEST "('voc:VOCdevkit/VOC2007:test',)" MODEL.ROI_HEADS.NUM_CLASSES 0
+"""
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the message is all that they need to see."""
+
+
+def run(args: argparse.Namespace) -> OrderedDict | None:
+    """One process's work: evaluate (--eval-only) or train. Returns the results."""
+    setup_logger(distributed_rank=comm.get_rank(), name="mimicdet")
+    try:
+        cfg = setup_cfg(args.config_file, args.opts)
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
+        if cfg.MODEL.DEVICE == "cpu":
+            keep_freed_memory()
+        if args.optimize and not args.eval_only:
+            raise ValueError("--optimize goes with --eval-only: an optimized model cannot train")
+        if args.compile and not args.optimize:
+            raise ValueError("--compile goes with --optimize")
+        check_test_sets(cfg)
+        if args.eval_only:
+            model = load_for_evaluation(cfg, resume=args.resume)
+            if args.optimize:
+                model = optimize_for_inference(
+                    model, precision=args.optimize, compile_backbone=args.compile
+                )
+        elif not cfg.DATASETS.TRAIN:
+            raise ValueError("DATASETS.TRAIN is empty: there is nothing to train on")
+        else:
+            trainer = MimicTrainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        # Detectron2 asserts what a user can get wrong: no image left to train on, for one.
+        raise InputError(error_text(error)) from error
+    return evaluate(cfg, model) if args.eval_only else trainer.train()
+
+
+def check_test_sets(cfg) -> None:
+    """Load every set of DATASETS.TEST, so that what is missing shows before training."""
+    for name in cfg.DATASETS.TEST:
+        DatasetCatalog.get(name)
+        MimicTrainer.build_evaluator(cfg, name)
+
+
+def load_for_evaluation(cfg, resume: bool = False) -> nn.Module:
+    """The model with MODEL.WEIGHTS, or with resume the last checkpoint of OUTPUT_DIR."""
+    if not cfg.DATASETS.TEST:
+        raise ValueError("--eval-only: DATASETS.TEST is empty")
+    model = MimicTrainer.build_model(cfg)
+    checkpointer = MimicCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ValueError("--eval-only needs MODEL.WEIGHTS path/to/checkpoint.pth")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return model
+
+
+def evaluate(cfg, model: nn.Module) -> OrderedDict:
+    """Evaluate on every set of DATASETS.TEST, also under TEST.AUG where that is on."""
+    results = MimicTrainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(MimicTrainer.test_with_tta(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Parse, launch as many processes as asked for, and turn a user's error into one clear message.
+
+    Returns:
+        the exit code: 0, or 2 for input that cannot be used.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        _check_num_gpus(args.num_gpus)
+        if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
+            _run_under_torchrun(args)
+        else:
+            launch(
+                run,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except multiprocessing.ProcessRaisedException as error:
+        name = f"{InputError.__module__}.{InputError.__qualname__}: "
+        if name not in str(error):
+            raise
+        print(f"error: {str(error).split(name)[-1].strip()}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _check_num_gpus(num_gpus: int) -> None:
+    """On a CPU --num-gpus is a number of processes; on a GPU each of them needs its own."""
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise InputError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}"
+        )
+
+
+def _run_under_torchrun(args: argparse.Namespace) -> None:
+    """torchrun has set up the environment of this process already."""
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    has_gpu = torch.cuda.is_available()
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    comm.create_local_process_group(local_size)
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    comm.synchronize()
+    try:
+        run(args)
+    finally:
+        torch.distributed.destroy_process_group()

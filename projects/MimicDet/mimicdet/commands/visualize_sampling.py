@@ -1,0 +1,246 @@
+"""The command line of tools/visualize_sampling.py."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from PIL import Image
+
+from ..data import class_names
+from ..engine import load_weights, setup_cfg
+from ..modeling.meta_arch.mimicdet import MimicDet
+from ..visualization.grid import boxes_from_record, pick_evenly
+from ..visualization.sampling import SamplingRecord, draw_sampling, sampling_points
+from .visualize_common import print_paths
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image to look at: the name of its picture, its file, and its objects where known."""
+
+    name: str
+    file_name: str
+    gt_boxes: np.ndarray | None  # (G, 4) XYXY pixels, crowds left out
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A checkpoint to look at, under the label that its pictures carry."""
+
+    label: str
+    cfg: CfgNode
+    model: MimicDet
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of tools/visualize_sampling.py."""
+    parser = argparse.ArgumentParser(
+        prog="visualize_sampling.py",
+        description="Draw adjusted anchor boxes and the S-head's sampling points (Fig. 3).",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="INPUT",
+        help="image files, or the name or address of one data set",
+    )
+    parser.add_argument("--output", default="output/sampling", metavar="FOLDER")
+    parser.add_argument("--num-images", type=int, default=4, help="of a data set, picked evenly")
+    parser.add_argument("--compare-config", metavar="FILE", help="by default --config-file's")
+    parser.add_argument("--compare-weights", metavar="FILE", help="a checkpoint to draw beside")
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="one for each checkpoint")
+    parser.add_argument(
+        "--choose",
+        choices=("score", "ground-truth"),
+        default="score",
+        help="objects: the best detections of the first checkpoint, or the annotated ones",
+    )
+    parser.add_argument("--num-objects", type=int, default=5, help="objects an image at most")
+    parser.add_argument("--score-threshold", type=float, default=0.3)
+    parser.add_argument(
+        "--show",
+        nargs="*",
+        choices=("detections", "ground-truth"),
+        default=["detections"],
+        help="what else is drawn",
+    )
+    parser.add_argument("--width", type=int, default=720, help="of each picture, pixels")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="overrides: MODEL.WEIGHTS FILE KEY VALUE ..."
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError for a command line that cannot work, before anything is read."""
+    for name in ("num_images", "num_objects", "width"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.compare_config and not args.compare_weights:
+        raise ValueError("--compare-config needs --compare-weights")
+    wanted = 2 if args.compare_weights else 1
+    if args.labels and len(args.labels) != wanted:
+        raise ValueError(f"--labels: {len(args.labels)} labels for {wanted} checkpoint(s)")
+
+
+def find_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
+    """
+    The images that --input names; a data set must be registered.
+
+    Raises:
+        FileNotFoundError: a file that is missing; ValueError: no image, or an empty data set.
+    """
+    if len(inputs) == 1 and inputs[0] in DatasetCatalog:
+        records = DatasetCatalog.get(inputs[0])
+        chosen = [records[index] for index in pick_evenly(len(records), num_images)]
+        if not chosen:
+            raise ValueError(f"--input: data set '{inputs[0]}' has no images")
+        return [
+            InputImage(Path(x["file_name"]).stem, x["file_name"], boxes_from_record(x))
+            for x in chosen
+        ]
+    for name in inputs:
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"--input: '{name}' is neither an image file nor a data set")
+        if Path(name).suffix.lower() not in _SUFFIXES:
+            raise ValueError(f"--input: '{name}' is no image file ({', '.join(sorted(_SUFFIXES))})")
+    return [InputImage(Path(name).stem, name, None) for name in inputs]
+
+
+def load_contender(
+    config_file: str, weights: str, opts: Sequence[str], label: str, dataset: str | None
+) -> Contender:
+    """
+    Build a model for evaluation and load its checkpoint; errors as of setup_cfg and load_weights.
+
+    Args:
+        dataset: a data set to register beside the config's own; it gives the class names.
+    """
+    options = list(opts)
+    if dataset:
+        options += ["DATASETS.TEST", f"({dataset!r},)"]
+    if weights:
+        options += ["MODEL.WEIGHTS", weights]
+    cfg = setup_cfg(config_file, options)
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS path/to/checkpoint.pth is needed behind the options")
+    model = build_model(cfg).eval()
+    if not isinstance(model, MimicDet):
+        raise ValueError(f"{config_file}: MODEL.META_ARCHITECTURE is not MimicDet")
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    return Contender(label, cfg, model)
+
+
+def model_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
+    """Detectron2's dict of one image (H, W, 3) in cfg.INPUT.FORMAT, resized as in evaluation."""
+    short = cfg.INPUT.MIN_SIZE_TEST
+    resize = T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST)
+    pixels = resize.get_transform(image).apply_image(image)
+    tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
+    return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+
+def compare(
+    contenders: Sequence[Contender], image: InputImage, args: argparse.Namespace
+) -> list[SamplingRecord]:
+    """
+    A record for each checkpoint, of the same objects: the annotated ones, or the best detections of
+    the first checkpoint, for which the others give the adjusted box that overlaps it most.
+    """
+    reference = None
+    if args.choose == "ground-truth":
+        if image.gt_boxes is None:
+            raise ValueError("--choose ground-truth needs a data set as --input")
+        reference = image.gt_boxes[: args.num_objects]
+    records: list[SamplingRecord] = []
+    for contender in contenders:
+        pixels = read_image(image.file_name, contender.cfg.INPUT.FORMAT)
+        record = sampling_points(
+            contender.model,
+            model_input(contender.cfg, pixels),
+            num_objects=args.num_objects,
+            score_threshold=args.score_threshold,
+            reference_boxes=reference,
+        )
+        records.append(record)
+        reference = record.boxes if reference is None else reference
+    return records
+
+
+def draw(
+    contenders: Sequence[Contender],
+    records: Sequence[SamplingRecord],
+    image: InputImage,
+    args: argparse.Namespace,
+) -> Image.Image:
+    """The pictures of all checkpoints side by side."""
+    pixels = read_image(image.file_name, "RGB")
+    panels = [
+        draw_sampling(
+            pixels,
+            record,
+            class_names(contender.cfg),
+            width=args.width,
+            title=contender.label,
+            show_detections="detections" in args.show,
+            gt_boxes=image.gt_boxes if "ground-truth" in args.show else None,
+        )
+        for contender, record in zip(contenders, records)
+    ]
+    gap = np.full((panels[0].shape[0], 12, 3), 255, dtype=np.uint8)
+    parts = [part for panel in panels for part in (gap, panel)][1:]
+    return Image.fromarray(np.concatenate(parts, axis=1))
+
+
+def _load(args: argparse.Namespace) -> list[Contender]:
+    """The one or two checkpoints that the command line names."""
+    is_data = len(args.input) == 1 and not Path(args.input[0]).is_file()
+    dataset = args.input[0] if is_data else None
+    labels = args.labels or ["", ""]
+    first = load_contender(args.config_file, "", args.opts, labels[0], dataset)
+    if not args.compare_weights:
+        return [first]
+    config = args.compare_config or args.config_file
+    label = labels[1]
+    return [first, load_contender(config, args.compare_weights, args.opts, label, dataset)]
+
+
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Write the pictures and sampling.json; yields each path that was written."""
+    check_arguments(args)
+    contenders = _load(args)
+    images = find_images(args.input, args.num_images)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    content = []
+    for number, image in enumerate(images, 1):
+        records = compare(contenders, image, args)
+        path = output / f"{number:02d}_{image.name}.jpg"
+        draw(contenders, records, image, args).save(path, quality=90)
+        content += [
+            {"image": image.file_name, "label": contender.label, **record.to_json()}
+            for contender, record in zip(contenders, records)
+        ]
+        yield path
+    path = output / "sampling.json"
+    path.write_text(json.dumps(content))
+    yield path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run tools/visualize_sampling.py; return its exit status."""
+    return print_paths("visualize_sampling", run(build_parser().parse_args(arguments)))

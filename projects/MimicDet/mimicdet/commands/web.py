@@ -1,0 +1,81 @@
+"""The runtime's web page on a checkpoint, where it can show what the model samples: demo/web.py."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# First: it sets OpenCV's limit on the size of images, which OpenCV reads when it is loaded.
+from mimicdet_runtime.images import import_cv2
+
+import_cv2()
+
+from mimicdet_runtime import Detector, InputError  # noqa: E402
+from mimicdet_runtime.server import Models, serve  # noqa: E402
+
+from ..visualization.sampling import sampling_points  # noqa: E402
+from .demo import CheckpointDetector, load_predictor  # noqa: E402
+
+
+class SamplingDetector(CheckpointDetector):
+    """A checkpoint's detections, and the points that the S-head samples for one of them."""
+
+    def sampling(self, image, box: Sequence[float]) -> dict[str, Any]:
+        """
+        The adjusted anchor box that overlaps `box` most, and its sampling points.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            box: XYXY in its pixels.
+        """
+        inputs = self.predictor.preprocess(image)
+        record = sampling_points(self.predictor.model, inputs, reference_boxes=[list(box)])
+        found = record.to_json()
+        if not found["points"]:
+            return {"points": [], "anchor": None}
+        return {"points": found["points"][0], "anchor": found["proposals"][0]}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of demo/web.py."""
+    parser = argparse.ArgumentParser(
+        prog="web.py", description="A web page that tries a checkpoint and shows what it samples."
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="ONNX files to choose from too")
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port (8000; 0: any that is free)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C; returns the exit code, 2 for input that cannot be used."""
+    args = build_parser().parse_args(argv)
+    try:
+        serve(make_models(args), args.host, args.port)
+    except InputError as error:
+        print(f"web: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make_models(args: argparse.Namespace) -> Models:
+    """
+    The checkpoint, then the ONNX files.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    models = Models(lambda source, name: Detector(source, name=name))
+    # Not optimized: what is sampled is read from the model's own modules.
+    opts = [*args.opts, "MODEL.WEIGHTS", args.weights]
+    predictor = load_predictor(args.config_file, opts, optimize=False)
+    models.put(SamplingDetector(predictor), Path(args.weights).name)
+    for path in args.models:
+        models.add(path, Path(path).name)
+    return models

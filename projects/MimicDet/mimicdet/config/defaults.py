@@ -1,0 +1,137 @@
+"""Every configuration key that MimicDet adds to Detectron2's."""
+
+from detectron2.config import CfgNode as CN
+
+from .detectors import add_detector_config
+from .extensions import add_extensions
+
+
+def add_mimicdet_config(cfg: CN) -> None:
+    """
+    Add MODEL.MIMICDET, DISTILLATION and the keys of `add_detector_config` to a Detectron2 config,
+    in place. DISTILLATION is described in distillation/config.py and with its methods.
+
+    Where Detectron2 has a key for something, that key is used and none is added here:
+
+    =====================================  =====================================================
+    MODEL.RPN.IN_FEATURES                  levels of the refinement module and the S-head
+    MODEL.RPN.BBOX_REG_WEIGHTS             box parametrisation of the refinement module
+    MODEL.RPN.CONV_DIMS                    channels of its 3x3 conv ([-1]: as its input)
+    MODEL.RPN.NMS_THRESH                   NMS of the proposal set in training (4.1: 0.8)
+    MODEL.RPN.PRE_NMS_TOPK_TRAIN           boxes an image that enter it; 0: all (4.1)
+    MODEL.RPN.POST_NMS_TOPK_TRAIN          size of the proposal set (4.1: 2000)
+    MODEL.RPN.POST_NMS_TOPK_TEST           boxes kept at inference, by objectness (4.2: 1000)
+    MODEL.RPN.LOSS_WEIGHT, BBOX_REG_LOSS_WEIGHT  as in Detectron2's RPN
+    MODEL.ROI_HEADS.NAME                   "MimicTeacherHeads"
+    MODEL.ROI_HEADS.IN_FEATURES            levels of the T-head, paired one to one with
+                                           MODEL.RPN.IN_FEATURES (3.1: p2..p6 with p3..p7)
+    MODEL.ROI_HEADS.NUM_CLASSES            foreground classes; 0: taken from the training data
+    MODEL.ROI_HEADS.IOU_THRESHOLDS, IOU_LABELS  labels of both heads (3.3: 0.6)
+    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION  T-head sampling (4.1: 128, 0.25)
+    MODEL.ROI_HEADS.SCORE_THRESH_TEST, NMS_THRESH_TEST  inference of either head (4.2)
+    MODEL.ROI_BOX_HEAD.POOLER_*, NUM_CONV, CONV_DIM, NUM_FC, FC_DIM, BBOX_REG_WEIGHTS
+                                           the T-head; BBOX_REG_WEIGHTS serve both heads
+    TEST.DETECTIONS_PER_IMAGE              boxes an image in the end (4.2: 100)
+    VIS_PERIOD                             pictures of proposals every so many iterations; 0: none
+    =====================================  =====================================================
+    """
+    cfg.MODEL.MIMICDET = CN()
+    _C = cfg.MODEL.MIMICDET
+
+    # Which head evaluation runs: "student" (one-stage, the product) or "teacher" (Table 3).
+    _C.EVAL_HEAD = "student"
+
+    # "sgd" (4.1; Detectron2's), or "adamw": brings layers of small gradients along in short
+    # trainings from scratch. SOLVER's rates, decays and gradient clipping hold for both.
+    _C.OPTIMIZER = "sgd"
+
+    # ---------------------------------------------------------------- backbone (3.1)
+    _C.FPN = CN()
+    # Initialisation of the pyramid's convs: "he" (4.1) or "xavier" (Detectron2's FPN).
+    _C.FPN.INIT = "he"
+
+    # ---------------------------------------------------------------- refinement module (3.2)
+    _C.REFINEMENT = CN()
+    # S_l in units of the level's stride; the paper's S_l = 4 * 2^l.
+    _C.REFINEMENT.BASE_SCALE = 4.0
+    # (eta1, eta2): level l is responsible for scales in [S_l * eta1, S_l * eta2].
+    _C.REFINEMENT.SCALE_RANGE = [1.0, 2.0]
+    # Positive area: the box shrunk to this fraction of its sides about its centre.
+    _C.REFINEMENT.CENTER_RATIO = 0.3
+    # Not in the paper: when no anchor centre of the responsible level lies in a box's positive
+    # area, take the nearest one of that level, if it lies inside the box. Helps boxes that are
+    # smaller than the paper's smallest scale.
+    _C.REFINEMENT.MATCH_NEAREST = False
+    # Sum of the objectness loss over all anchors divided by: "positives" (of the process's batch,
+    # at least one an image; RetinaNet's way) or "anchors" (plain mean). Not in the paper.
+    _C.REFINEMENT.CLS_NORMALIZER = "positives"
+    # Probability that the objectness starts with. Not in the paper.
+    _C.REFINEMENT.PRIOR_PROB = 0.01
+
+    # ---------------------------------------------------------------- S-head, the student (3.3)
+    _C.STUDENT = CN()
+    # False: a two-stage detector (refinement module + T-head), Table 5's separate teacher.
+    _C.STUDENT.ENABLED = True
+    # Alignment layer: "conv", "deform" (offsets from the features), "guided" (offsets from the
+    # refinement module's deltas). Table 2's (a), (b), (c) and (d).
+    _C.STUDENT.ALIGNMENT = "guided"
+    # Its kernel on each level of MODEL.RPN.IN_FEATURES; levels of equal kernel share one layer.
+    _C.STUDENT.KERNEL_SIZES = [3, 5, 5, 5, 5]
+    _C.STUDENT.ALIGNMENT_DIM = 256
+    # Hidden channels of the 1x1 convs that compute the guided offsets.
+    _C.STUDENT.OFFSET_DIMS = [64, 128]
+    # Width of the classification and the regression feature.
+    _C.STUDENT.FEATURE_DIM = 1024
+    # False: one feature feeds both outputs (Table 3's light and heavy rows).
+    _C.STUDENT.DUAL_PATH = True
+    # "gaussian" (4.1: sigma 0.01 everywhere) or "he" for every layer that a ReLU follows, those of
+    # the micro-network too: three Gaussian layers in a row let offsets start at 1e-5 pixels and
+    # give them next to no gradient. The last layer of the offsets and the outputs stay Gaussian.
+    _C.STUDENT.INIT = "gaussian"
+    # Where the guided offsets start: "random" (as INIT says: next to zero), or "box": points lie
+    # on a regular grid over the adjusted anchor box, to first order. Not in the paper.
+    _C.STUDENT.OFFSET_INIT = "random"
+    # False: the refinement deltas that guide the offsets carry gradients. Not in the paper.
+    _C.STUDENT.DETACH_GUIDANCE = True
+    # Compute the alignment layer at the positions that are used alone (exact, and much less work);
+    # False: on whole maps, as the paper has it.
+    _C.STUDENT.SPARSE = True
+    # Boxes an image with the highest classification loss that train the classification (4.1).
+    _C.STUDENT.HARD_MINING_TOPK = 128
+    # Positives an image at most that train the regression (4.1).
+    _C.STUDENT.MAX_REG_POSITIVES = 64
+    # Sum of the regression loss divided by: "mined" (boxes that train the classification, as Fast
+    # R-CNN divides by all sampled RoIs) or "positives". Not in the paper.
+    _C.STUDENT.REG_NORMALIZER = "mined"
+    _C.STUDENT.CLS_LOSS_WEIGHT = 1.0
+    _C.STUDENT.REG_LOSS_WEIGHT = 1.0
+
+    # ---------------------------------------------------------------- T-head, the teacher (3.3)
+    _C.TEACHER = CN()
+    # False: Table 1's first row.
+    _C.TEACHER.ENABLED = True
+    # "dual_path", "light" or "heavy" (Table 3).
+    _C.TEACHER.HEAD = "dual_path"
+    # Initialisation of its two output layers: "he" as the rest of the T-head (4.1), or "gaussian"
+    # (Fast R-CNN's 0.01 and 0.001), whose first losses are an order of magnitude smaller.
+    _C.TEACHER.OUTPUT_INIT = "he"
+    _C.TEACHER.CLS_LOSS_WEIGHT = 1.0
+    _C.TEACHER.REG_LOSS_WEIGHT = 1.0
+
+    # ---------------------------------------------------------------- head mimicking (3.4)
+    _C.MIMIC = CN()
+    # False: Table 1's second row.
+    _C.MIMIC.ENABLED = True
+    _C.MIMIC.LOSS_WEIGHT = 1.0
+    # True: no gradient of the mimic loss reaches the T-head. Not in the paper.
+    _C.MIMIC.DETACH_TEACHER = True
+
+    # ---------------------------------------------------------------- separate backbones (Table 5)
+    _C.SEPARATE_TEACHER = CN()
+    # Config and checkpoint of a trained two-stage teacher; empty: the T-head shares the backbone.
+    _C.SEPARATE_TEACHER.CONFIG_FILE = ""
+    _C.SEPARATE_TEACHER.WEIGHTS = ""
+
+    add_detector_config(cfg)
+
+    add_extensions(cfg)

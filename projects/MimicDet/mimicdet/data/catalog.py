@@ -1,0 +1,213 @@
+"""
+Data sets named in a config: the embedded one, and a user's own by address, without Python.
+
+An entry of DATASETS.TRAIN or DATASETS.TEST is the name of a registered data set or an address:
+"coco:ANNOTATIONS.json:IMAGE_FOLDER" (":IMAGE_FOLDER" may be left out), "voc:FOLDER:SPLIT" or
+"kitti:LABEL_FOLDER:IMAGE_FOLDER:IDS.txt" (":IDS.txt" may be left out). The address is the data
+set's name in Detectron2's catalogs.
+"""
+
+import difflib
+import hashlib
+import logging
+import re
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from .cache import cache_root
+from .datasets.coco import register_coco
+from .datasets.kitti import register_kitti
+from .datasets.shape_drawing import SHAPE_NAMES
+from .datasets.shapes import NUM_IMAGES, SHAPES_VERSION, SPLITS, write_shapes
+from .datasets.voc import register_voc
+
+logger = logging.getLogger(__name__)
+
+_HOW_TO = (
+    "coco:ANNOTATIONS.json:IMAGE_FOLDER, coco:ANNOTATIONS.json, voc:FOLDER:SPLIT or "
+    "kitti:LABEL_FOLDER:IMAGE_FOLDER:IDS.txt"
+)
+
+
+def register_embedded() -> None:
+    """
+    Register mimicdet_shapes_train and mimicdet_shapes_val.
+
+    Their paths are known at once; the images are drawn at the first DatasetCatalog.get.
+    """
+    root = cache_root() / f"shapes-v{SHAPES_VERSION}"
+    for split in SPLITS:
+        name = f"mimicdet_shapes_{split}"
+        if name not in DatasetCatalog:
+            _register_shapes(name, root, split)
+
+
+def _register_shapes(name: str, root: Path, split: str) -> None:
+    json_file, image_root = root / split / "annotations.json", root / split / "images"
+
+    def load() -> list[dict]:
+        write_shapes(root, split, NUM_IMAGES[split])
+        return load_coco_json(str(json_file), str(image_root), name)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(SHAPE_NAMES),
+        json_file=str(json_file),
+        image_root=str(image_root),
+        evaluator_type="coco",
+    )
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """
+    Register the addresses in DATASETS.TRAIN and TEST, check classes, fill in their number.
+
+    All data sets of the config must have the same classes in the same order.
+    MODEL.ROI_HEADS.NUM_CLASSES is set to their number where it is 0 and must equal it otherwise;
+    MODEL.RETINANET.NUM_CLASSES is set alike. A frozen config is frozen again.
+
+    Raises:
+        FileNotFoundError: a file or folder that an address names is missing.
+        ValueError: unknown name, faulty address or records, classes that disagree.
+    """
+    names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
+    for name in names:
+        if name in DatasetCatalog:
+            continue
+        if name.startswith("coco:"):
+            register_coco(name, *parse_coco_address(name))
+        elif name.startswith("voc:"):
+            register_voc(name, *parse_voc_address(name))
+        elif name.startswith("kitti:"):
+            register_kitti(name, *parse_kitti_address(name))
+        else:
+            raise ValueError(_unknown_name(cfg, name))
+    classes = _common_classes(names)
+    _set_num_classes(cfg, classes)
+
+
+def parse_coco_address(address: str) -> tuple[str, str | None]:
+    """(annotation file, image folder or None) of "coco:ANNOTATIONS.json[:IMAGE_FOLDER]"."""
+    rest = address.removeprefix("coco:")
+    match = re.fullmatch(r"(.+?\.json)(?::(.*))?", rest)
+    file, folder = match.groups() if match else (rest.partition(":")[0], rest.partition(":")[2])
+    if not file:
+        raise ValueError(f"data set {address!r} names no file; write {_HOW_TO}")
+    return file, folder or None
+
+
+def parse_voc_address(address: str) -> tuple[str, str]:
+    """(folder, split) of "voc:FOLDER:SPLIT"."""
+    folder, _, split = address.removeprefix("voc:").rpartition(":")
+    if not folder or not split:
+        raise ValueError(f"data set {address!r} is no voc:FOLDER:SPLIT")
+    return folder, split
+
+
+def parse_kitti_address(address: str) -> tuple[str, str, str | None]:
+    """(label folder, image folder, file of ids or None) of "kitti:LABELS:IMAGES[:IDS.txt]"."""
+    parts = address.removeprefix("kitti:").split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f"data set {address!r} is no kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]")
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+
+def output_name(name: str) -> str:
+    """
+    A data set's name as a folder or file name: itself where that is possible, else a readable
+    part of the address and a hash of the whole.
+    """
+    if re.fullmatch(r"[\w-][\w.-]*", name):
+        return name
+    if name.startswith("coco:"):
+        readable = "coco_" + Path(parse_coco_address(name)[0]).stem
+    elif name.startswith("voc:"):
+        folder, split = parse_voc_address(name)
+        readable = f"voc_{Path(folder).name}_{split}"
+    elif name.startswith("kitti:"):
+        labels, _, ids = parse_kitti_address(name)
+        readable = f"kitti_{Path(ids or labels).stem}"
+    else:
+        readable = name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return re.sub(r"[^\w-]+", "_", readable).strip("_") + "_" + digest
+
+
+def _unknown_name(cfg: CfgNode, name: str) -> str:
+    key = "DATASETS.TRAIN" if name in cfg.DATASETS.TRAIN else "DATASETS.TEST"
+    close = difflib.get_close_matches(name, list(DatasetCatalog.keys()), n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return (
+        f"{key}: {name!r} is neither a registered data set nor an address of your own data.{hint} "
+        f"An address is {_HOW_TO}."
+    )
+
+
+def class_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Of the config's first registered set, DATASETS.TEST before TRAIN; else the numbers."""
+    datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    names = MetadataCatalog.get(datasets[0]).get("thing_classes", ()) if datasets else ()
+    return tuple(names or map(str, range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)))
+
+
+def _source(name: str) -> str:
+    """What to call a data set in an error: the file or folder it comes from."""
+    meta = MetadataCatalog.get(name).as_dict()
+    return meta.get("source_file") or meta.get("json_file") or meta.get("dirname") or name
+
+
+def _common_classes(names: list[str]) -> list[str]:
+    """The classes all named sets agree on; empty where no set's metadata tells them."""
+    known = [(n, MetadataCatalog.get(n).as_dict().get("thing_classes")) for n in names]
+    known = [(n, list(classes)) for n, classes in known if classes]
+    for name, classes in known[1:]:
+        first_name, first = known[0]
+        if classes == first:
+            continue
+        only_first = [x for x in first if x not in classes]
+        only_other = [x for x in classes if x not in first]
+        if only_first or only_other:
+            difference = (
+                f"only in the first: {', '.join(only_first) or 'none'}; "
+                f"only in the second: {', '.join(only_other) or 'none'}"
+            )
+        else:
+            difference = f"order {', '.join(first)} against {', '.join(classes)}"
+        raise ValueError(
+            f"the classes of {_source(first_name)} and {_source(name)} disagree: {difference}"
+        )
+    return known[0][1] if known else []
+
+
+def _set_num_classes(cfg: CfgNode, classes: list[str]) -> None:
+    key, configured = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not classes:
+        if configured == 0 and (cfg.DATASETS.TRAIN or cfg.DATASETS.TEST):
+            raise ValueError(
+                f"{key} is 0 (take it from the data), but the metadata of the data sets in "
+                "DATASETS.TRAIN and TEST names no thing_classes: set the key"
+            )
+        return
+    listed = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
+    if configured not in (0, len(classes)):
+        raise ValueError(
+            f"{key} is {configured}, but the data has {len(classes)} classes: {listed}. "
+            "Set the key to that number, or to 0 to take it from the data"
+        )
+    if configured == 0:
+        logger.info(f"{key} = {len(classes)}, from the data: {listed}")
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    set_num_classes(cfg, len(classes))
+    if frozen:
+        cfg.freeze()
+
+
+def set_num_classes(cfg: CfgNode, number: int) -> None:
+    """Write the number of foreground classes to the keys of every meta-architecture."""
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = number
+    if "RETINANET" in cfg.MODEL:
+        cfg.MODEL.RETINANET.NUM_CLASSES = number

@@ -1,0 +1,1 @@
+"""Data sets by address: one file for each kind."""

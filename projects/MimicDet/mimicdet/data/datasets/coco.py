@@ -1,0 +1,278 @@
+"""
+A user's COCO JSON file: found faulty or registered, before anything trains on it.
+
+Detectron2 and pycocotools take such a file as it is and fail late: a missing "area" shows when
+the first evaluation runs, a wrong image_id as boxes that are silently dropped.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from ..cache import cache_root
+from ..problems import Problems
+
+logger = logging.getLogger(__name__)
+
+_LISTS = ("images", "annotations", "categories")
+# Boxes that leave the image by less are rounding, not a fault.
+_OUTSIDE_TOLERANCE = 0.5
+
+
+def register_coco(name: str, json_file: str, image_root: str | None = None) -> None:
+    """
+    Check a COCO detection file and register it in Detectron2's catalogs as `name`.
+
+    Args:
+        name: of the data set in DatasetCatalog.
+        json_file: path of the annotations.
+        image_root: folder that the "file_name" entries start from; None: searched for.
+
+    Raises:
+        FileNotFoundError: no annotation file, image folder or images.
+        ValueError: not a COCO detection file, or records of it are faulty; names them all.
+    """
+    path = Path(json_file).expanduser()
+    content = read_coco(path)
+    check_coco(path, content)
+    root = _find_image_root(path, content, image_root)
+    _check_image_files(path, content, root)
+    usable = _usable_file(path, content)
+    categories = sorted(content["categories"], key=lambda x: x["id"])
+    DatasetCatalog.register(name, lambda: load_coco_json(str(usable), str(root), name))
+    MetadataCatalog.get(name).set(
+        thing_classes=[x["name"] for x in categories],
+        thing_dataset_id_to_contiguous_id={x["id"]: i for i, x in enumerate(categories)},
+        json_file=str(usable),
+        image_root=str(root),
+        source_file=str(path),
+        evaluator_type="coco",
+    )
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """Read the JSON; errors when it is missing, no JSON, or has not COCO's three lists."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no annotation file {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} is no COCO detection file: its top level is a {type(content).__name__}, "
+            "not an object"
+        )
+    missing = [key for key in _LISTS if not isinstance(content.get(key), list)]
+    if missing:
+        raise ValueError(
+            f"{path} is no COCO detection file: no list {', '.join(map(repr, missing))} "
+            f"(keys found: {', '.join(map(repr, content)) or 'none'})"
+        )
+    if not content["images"]:
+        raise ValueError(f"{path} lists no image")
+    if not content["categories"]:
+        raise ValueError(f"{path} lists no category")
+    return content
+
+
+def check_coco(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError naming every faulty record; log a warning for harmless oddities."""
+    problems, warnings = Problems(path), Problems(path)
+    for key in _LISTS:
+        for i, record in enumerate(content[key]):
+            if not isinstance(record, dict):
+                problems.add("no JSON object", f"{key}[{i}]")
+    problems.raise_if_any()
+    sizes = _check_images(content["images"], problems)
+    category_ids = _check_categories(content["categories"], problems)
+    annotation_ids = set()
+    for i, annotation in enumerate(content["annotations"]):
+        record = _describe(annotation, i)
+        _check_annotation(annotation, record, sizes, category_ids, problems, warnings)
+        if _is_id(annotation.get("id")):
+            if annotation["id"] in annotation_ids:
+                problems.add("annotation id used twice", record)
+            annotation_ids.add(annotation["id"])
+    problems.raise_if_any()
+    if len(warnings):
+        logger.warning(warnings.summary())
+
+
+def _describe(annotation: Mapping[str, Any], index: int) -> str:
+    return f"annotations[{index}] (id {annotation.get('id')})"
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
+
+
+def _check_images(images: list[dict[str, Any]], problems: Problems) -> dict[Any, Any]:
+    """Image id -> (width, height), None where the size is faulty."""
+    sizes: dict[Any, Any] = {}
+    for i, image in enumerate(images):
+        record = f"images[{i}] (id {image.get('id')}, file_name {image.get('file_name')!r})"
+        width: Any = image.get("width")
+        height: Any = image.get("height")
+        size_ok = all(_is_number(v) and v > 0 for v in (width, height))
+        if not size_ok:
+            problems.add("image without a positive width and height", record)
+        if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+            problems.add("image without file_name", record)
+        if not _is_id(image.get("id")):
+            problems.add("image without an id (a number or text)", record)
+            continue
+        if image["id"] in sizes:
+            problems.add("image id used twice", record)
+        sizes[image["id"]] = (width, height) if size_ok else None
+    if len({type(key) for key in sizes}) > 1:
+        problems.add("image ids are partly numbers, partly text", f"{len(sizes)} images")
+    return sizes
+
+
+def _check_categories(categories: list[dict[str, Any]], problems: Problems) -> set[int]:
+    ids: set[int] = set()
+    names: set[str] = set()
+    for i, category in enumerate(categories):
+        record = f"categories[{i}] (id {category.get('id')}, name {category.get('name')!r})"
+        key, name = category.get("id"), category.get("name")
+        if not isinstance(name, str) or not name:
+            problems.add("category without a name", record)
+        elif name in names:
+            problems.add("category name used twice", record)
+        else:
+            names.add(name)
+        if not isinstance(key, int) or isinstance(key, bool):
+            problems.add("category without a whole number as id", record)
+        elif key in ids:
+            problems.add("category id used twice", record)
+        else:
+            ids.add(key)
+    return ids
+
+
+def _check_annotation(
+    annotation: Mapping[str, Any],
+    record: str,
+    sizes: Mapping[Any, Any],
+    category_ids: set[int],
+    problems: Problems,
+    warnings: Problems,
+) -> None:
+    image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+    known_image = _is_id(image_id) and image_id in sizes
+    if not known_image:
+        problems.add("annotation of an unknown image_id", f"{record}: image_id {image_id!r}")
+    if not _is_id(category_id) or category_id not in category_ids:
+        problems.add("annotation of an unknown category_id", f"{record}: {category_id!r}")
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        problems.add("iscrowd is neither 0 nor 1", f"{record}: {annotation['iscrowd']!r}")
+    if annotation.get("ignore", 0) != 0:
+        problems.add('"ignore" is not supported, use iscrowd', record)
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
+        problems.add("bbox is not 4 finite numbers [x, y, width, height]", f"{record}: {box!r}")
+        return
+    x, y, w, h = box
+    if w < 0 or h < 0:
+        problems.add("bbox with a negative size", f"{record}: {box}")
+    elif w == 0 or h == 0:
+        warnings.add("bbox without area, left out of training", f"{record}: {box}")
+    size = sizes[image_id] if known_image else None
+    if size is not None:
+        slack = _OUTSIDE_TOLERANCE
+        if min(x, y) < -slack or x + w > size[0] + slack or y + h > size[1] + slack:
+            warnings.add("bbox reaches outside its image, clipped in training", f"{record}: {box}")
+
+
+def _find_image_root(path: Path, content: Mapping[str, Any], given: str | None) -> Path:
+    """The given folder, or the first usual one that holds any of the first images."""
+    if given is not None:
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no image folder {folder} (for {path})")
+        return folder
+    here = path.absolute().parent
+    candidates = [here.parent / "images", here / "images", here]
+    names = [x["file_name"] for x in itertools.islice(content["images"], 20)]
+    for folder in candidates:
+        if any((folder / name).is_file() for name in names):
+            return folder
+    tried = ", ".join(str(folder) for folder in candidates)
+    raise FileNotFoundError(
+        f"none of the first images of {path} (such as {names[0]}) lies in {tried}; "
+        "name the folder: coco:ANNOTATIONS.json:IMAGE_FOLDER"
+    )
+
+
+def _check_image_files(path: Path, content: Mapping[str, Any], root: Path) -> None:
+    names = [image["file_name"] for image in content["images"]]
+    missing = [name for name in names if not os.path.isfile(os.path.join(root, name))]
+    if missing:
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(names)} images are not in {root}: "
+            + ", ".join(missing[:5])
+            + (" ..." if len(missing) > 5 else "")
+        )
+
+
+def _usable_file(path: Path, content: Mapping[str, Any]) -> Path:
+    """
+    `path`, or a completed copy in the cache folder where pycocotools misses something in it.
+
+    pycocotools' evaluation needs id, area and iscrowd in every annotation, and takes a matched
+    annotation of id 0 for an unmatched one.
+    """
+    annotations = content["annotations"]
+    bad_ids = [not isinstance(x.get("id"), int) or x["id"] <= 0 for x in annotations]
+    lacking = [
+        bad or not _is_number(x.get("area")) or "iscrowd" not in x
+        for bad, x in zip(bad_ids, annotations, strict=True)
+    ]
+    if not any(lacking):
+        return path
+    first = lacking.index(True)
+    completed = []
+    for number, annotation in enumerate(annotations, 1):
+        fixed = {"iscrowd": 0, **annotation}
+        if not _is_number(fixed.get("area")):
+            fixed["area"] = fixed["bbox"][2] * fixed["bbox"][3]
+        if any(bad_ids):
+            fixed["id"] = number
+        completed.append(fixed)
+    text = json.dumps({**content, "annotations": completed})
+    copy = cache_root() / "coco" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    _write_once(copy, text)
+    logger.warning(
+        f"{path}: {sum(lacking)} annotations lack what the evaluation needs (a positive id, area, "
+        f"iscrowd), first {_describe(annotations[first], first)}; completed copy: {copy}"
+    )
+    return copy
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a file whose name tells its content, safely beside other processes."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)

@@ -1,0 +1,248 @@
+"""
+A user's KITTI folder (2D object detection): found faulty or registered.
+
+A label file has a line for each object with 15 fields: type, truncated, occluded, alpha, the four
+sides of the 2D box and seven numbers of the 3D box, which are not used here.
+"""
+
+import copy
+import logging
+import math
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from ..problems import Problems, read_image_list
+
+logger = logging.getLogger(__name__)
+
+CLASSES = ("Car", "Pedestrian", "Cyclist")
+# Types that are neither an object of the class nor a mistake to detect as one.
+NEIGHBOURS = {"Car": "Van", "Pedestrian": "Person_sitting"}
+REGION = "DontCare"
+TYPES = (*CLASSES, *NEIGHBOURS.values(), "Truck", "Tram", "Misc", REGION)
+
+_FIELDS = 15
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class KittiObject:
+    """A line of a label file."""
+
+    type: str  # one of TYPES
+    truncated: float  # share of the object outside the image, 0 to 1; -1 of a DontCare region
+    occluded: int  # 0 visible, 1 partly, 2 largely, 3 unknown; -1 of a DontCare region
+    box: tuple[float, float, float, float]  # XYXY, pixels from 0
+
+
+def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | None) -> None:
+    """
+    Check KITTI labels and register them in Detectron2's catalogs as `name`.
+
+    Classes are Car, Pedestrian and Cyclist. Van, Person_sitting and DontCare become crowds, which
+    training leaves out; Truck, Tram and Misc are background.
+
+    Args:
+        name: of the data set in DatasetCatalog.
+        label_dir: folder of the label files, e.g. training/label_2.
+        image_dir: folder of the images, e.g. training/image_2.
+        split_file: text file with an image's id (its file's name without suffix) a line; None: all
+            label files. `split_by_sequence` makes such lists.
+
+    Raises:
+        FileNotFoundError: a folder, the split file, a label file or an image is missing.
+        ValueError: faulty lines; names them all.
+    """
+    labels, images = Path(label_dir).expanduser(), Path(image_dir).expanduser()
+    for folder in (labels, images):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder} (KITTI data set {name!r})")
+    if split_file is None:
+        ids = sorted(path.stem for path in labels.glob("*.txt"))
+        if not ids:
+            raise ValueError(f"{labels} holds no label file")
+    else:
+        ids = read_ids(Path(split_file).expanduser())
+    files = _find_images(labels, images, ids)
+    objects = read_labels(labels, ids)
+    if not any(x.type in CLASSES for found in objects.values() for x in found):
+        raise ValueError(f"{labels}: no {', '.join(CLASSES)} in any label file")
+    records = [_to_record(i, files[i], objects[i]) for i in ids]
+    DatasetCatalog.register(name, lambda: copy.deepcopy(records))
+    MetadataCatalog.get(name).set(
+        thing_classes=list(CLASSES),
+        label_dir=str(labels),
+        source_file=str(labels),
+        evaluator_type="kitti",
+    )
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids of a split file, one a line; blank lines are skipped."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no split file {path}")
+    return read_image_list(path, "id")
+
+
+def _find_images(labels: Path, images: Path, ids: Sequence[str]) -> dict[str, Path]:
+    present = {}
+    for entry in os.scandir(images):
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() in _IMAGE_SUFFIXES:
+            present[stem] = images / entry.name
+    problems = Problems(labels)
+    for image_id in ids:
+        if not (labels / f"{image_id}.txt").is_file():
+            problems.add("label file missing", f"{image_id}.txt")
+        if image_id not in present:
+            problems.add("image missing", f"{images}/{image_id} ({', '.join(_IMAGE_SUFFIXES)})")
+    if len(problems):
+        raise FileNotFoundError(problems.summary())
+    return present
+
+
+def read_labels(folder: Path, ids: Sequence[str]) -> dict[str, list[KittiObject]]:
+    """The objects of each image; ValueError that names every faulty line with its file."""
+    problems = Problems(folder)
+    objects: dict[str, list[KittiObject]] = {}
+    for image_id in ids:
+        objects[image_id] = []
+        text = (folder / f"{image_id}.txt").read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                objects[image_id].append(parse_label(line))
+            except ValueError as error:
+                problems.add(str(error), f"{image_id}.txt line {number}: {line.strip()[:60]!r}")
+    problems.raise_if_any()
+    return objects
+
+
+def parse_label(line: str) -> KittiObject:
+    """One line of a label file; ValueError that says what is wrong with it."""
+    words = line.split()
+    if len(words) != _FIELDS:
+        raise ValueError(f"not {_FIELDS} fields")
+    if words[0] not in TYPES:
+        raise ValueError(f"unknown type {words[0]!r}")
+    try:
+        numbers = [float(word) for word in words[1:]]
+    except ValueError:
+        raise ValueError("a field behind the type that is no number") from None
+    if not all(math.isfinite(x) for x in numbers):
+        raise ValueError("a field behind the type that is no number")
+    truncated, occluded, _, *box = numbers[:7]
+    if occluded not in (-1, 0, 1, 2, 3):
+        raise ValueError("occlusion that is not 0, 1, 2, 3 or -1")
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise ValueError("box without area")
+    return KittiObject(words[0], truncated, int(occluded), (box[0], box[1], box[2], box[3]))
+
+
+def _to_record(image_id: str, file: Path, objects: Sequence[KittiObject]) -> dict[str, Any]:
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except OSError as error:
+        raise ValueError(f"{file} is no image: {error}") from error
+    annotations = []
+    for x in objects:
+        crowd = x.type == REGION or x.type in NEIGHBOURS.values()
+        if not crowd and x.type not in CLASSES:
+            continue
+        annotations.append(
+            {
+                "category_id": 0 if crowd else CLASSES.index(x.type),  # a crowd's is not read
+                "bbox": list(x.box),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "iscrowd": int(crowd),
+            }
+        )
+    return {
+        "file_name": str(file),
+        "image_id": image_id,
+        "width": width,
+        "height": height,
+        "annotations": annotations,
+    }
+
+
+# ---------------------------------------------------------------- split by sequence
+
+
+def read_sequences(mapping_file: Path, order_file: Path) -> dict[str, str]:
+    """
+    The video sequence that each training image comes from, by KITTI's own two files.
+
+    Args:
+        mapping_file: the devkit's mapping/train_mapping.txt: date, drive and frame a line.
+        order_file: its mapping/train_rand.txt: comma-separated line numbers, counted from 1; the
+            n-th is the line of the mapping that image n is.
+
+    Returns:
+        drive by image id ("000000" ...).
+
+    Raises:
+        FileNotFoundError, ValueError: files that are missing or do not fit each other.
+    """
+    for path in (mapping_file, order_file):
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path} (KITTI's devkit_object, folder mapping)")
+    drives = []
+    for number, line in enumerate(mapping_file.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        if len(words) != 3:
+            raise ValueError(f"{mapping_file} line {number}: no date, drive and frame: {line!r}")
+        drives.append(words[1])
+    words = order_file.read_text(encoding="utf-8").replace(",", " ").split()
+    sequences = {}
+    for index, word in enumerate(words):
+        if not word.isdecimal() or not 1 <= int(word) <= len(drives):
+            raise ValueError(
+                f"{order_file}: entry {index + 1} is {word!r}, no line of {mapping_file.name} "
+                f"(1 to {len(drives)})"
+            )
+        sequences[f"{index:06d}"] = drives[int(word) - 1]
+    if not sequences:
+        raise ValueError(f"{order_file} lists no image")
+    return sequences
+
+
+def split_by_sequence(
+    sequences: Mapping[str, str], train_share: float = 0.5, seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """
+    Split images so that no sequence is on both sides (FGFI, 4.2).
+
+    Not in the paper, which does not publish its split: sequences come in random order and each goes
+    to the side that is further from its share.
+
+    Args:
+        sequences: sequence by image id; train_share: of the images, in (0, 1); seed: of the order.
+
+    Returns:
+        sorted ids for (training, validation).
+    """
+    if not 0 < train_share < 1:
+        raise ValueError(f"the share of training images must lie in (0, 1), got {train_share}")
+    members: dict[str, list[str]] = {}
+    for image_id, sequence in sequences.items():
+        members.setdefault(sequence, []).append(image_id)
+    names = sorted(members)
+    random.Random(seed).shuffle(names)
+    train: list[str] = []
+    validation: list[str] = []
+    for name in names:
+        # Compare the sides' fillings without dividing: |train| / share against |val| / (1 - share).
+        lacking = len(train) * (1 - train_share) <= len(validation) * train_share
+        (train if lacking else validation).extend(members[name])
+    return sorted(train), sorted(validation)

@@ -1,0 +1,255 @@
+"""
+A user's Pascal VOC folder: found faulty or registered, before anything trains on it.
+
+Detectron2 has a loader of its own, for the twenty classes of the challenge and .jpg only.
+"""
+
+import copy
+import hashlib
+import logging
+import math
+import os
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..cache import cache_root, new_folder
+from ..problems import Problems, read_image_list
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass
+class VocObject:
+    """An <object>: `box` XYXY in pixels from 0, x1 and y1 exclusive, as in Detectron2."""
+
+    name: str
+    box: list[float]
+    difficult: int
+    # False: Detectron2's evaluator can't read this element.
+    plain: bool
+
+
+@dataclass
+class VocImage:
+    """An annotation file. `size` is (width, height), None where it says none."""
+
+    size: tuple[int, int] | None
+    objects: list[VocObject] = field(default_factory=list)
+
+
+def register_voc(name: str, dirname: str, split: str) -> None:
+    """
+    Check a Pascal VOC folder and register one split of it in Detectron2's catalogs as `name`.
+
+    The classes are all names in the folder's annotations, sorted, so that every split has the
+    same. Objects marked difficult are trained on, as in Detectron2's own loader.
+
+    Args:
+        name: of the data set in DatasetCatalog.
+        dirname: folder with Annotations, ImageSets/Main and JPEGImages (.jpg, .jpeg or .png).
+        split: ImageSets/Main/`split`.txt lists the images.
+
+    Raises:
+        FileNotFoundError: folder, split file, annotation or image missing.
+        ValueError: broken XML or faulty records; names them all.
+    """
+    folder = Path(dirname).expanduser()
+    for part in (folder, folder / "Annotations", folder / "JPEGImages"):
+        if not part.is_dir():
+            raise FileNotFoundError(f"no folder {part} (Pascal VOC data set {name!r})")
+    ids = _read_split(folder, split)
+    annotations = _read_annotations(folder)
+    files = _find_images(folder, split, ids, annotations)
+    problems = Problems(folder / "ImageSets" / "Main" / f"{split}.txt")
+    for image_id in ids:
+        if annotations[image_id].size is None:
+            problems.add("annotation without a positive <size>", f"{image_id}.xml")
+    problems.raise_if_any()
+    classes = sorted({x.name for image in annotations.values() for x in image.objects})
+    if not classes:
+        raise ValueError(f"{folder / 'Annotations'}: no <object> in any annotation file")
+    absent = set(classes) - {x.name for i in ids for x in annotations[i].objects}
+    if absent:
+        logger.warning(
+            f"{problems.source}: no object of {', '.join(sorted(absent))} in this split; its "
+            "Pascal VOC average precision, and so their mean, will be nan if evaluated"
+        )
+    records = [_to_record(i, files[i], annotations[i], classes) for i in ids]
+    DatasetCatalog.register(name, lambda: copy.deepcopy(records))
+    MetadataCatalog.get(name).set(
+        thing_classes=classes,
+        dirname=str(_evaluator_folder(folder, split, ids, annotations)),
+        source_file=str(folder),
+        split=split,
+        year=2007 if "2007" in folder.absolute().name else 2012,
+        evaluator_type="pascal_voc",
+    )
+
+
+def _read_split(folder: Path, split: str) -> list[str]:
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"no split file {path}; splits found there: {known}")
+    return read_image_list(path, "name")
+
+
+def _read_annotations(folder: Path) -> dict[str, VocImage]:
+    """Every annotation file of the folder by image id; ValueError with all that is wrong."""
+    problems = Problems(folder / "Annotations")
+    warnings = Problems(folder / "Annotations")
+    annotations = {}
+    for path in sorted((folder / "Annotations").glob("[!.]*.xml")):
+        try:
+            root = ET.parse(path).getroot()
+        except ET.ParseError as error:
+            problems.add("broken XML", f"{path.name}: {error}")
+            continue
+        annotations[path.stem] = _read_image(root, path.name, problems, warnings)
+    problems.raise_if_any()
+    if len(warnings):
+        logger.warning(warnings.summary())
+    return annotations
+
+
+def _read_image(root: ET.Element, file: str, problems: Problems, warnings: Problems) -> VocImage:
+    width, height = (_number(root.findtext(f"size/{key}")) for key in ("width", "height"))
+    image = VocImage((int(width), int(height)) if width > 0 and height > 0 else None)
+    for i, element in enumerate(root.findall("object"), 1):
+        text = element.findtext("name") or ""
+        label = text.strip()
+        record = f"{file}: object {i} ({label or 'no name'})"
+        if not label or "/" in label:
+            problems.add("object without a name, or one with a slash", record)
+        corners = [element.findtext(f"bndbox/{key}") for key in _CORNERS]
+        x0, y0, x1, y1 = (_number(value) for value in corners)
+        if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
+            problems.add("object without a bndbox of 4 numbers", record)
+            continue
+        # Pixels are counted from 1 and the last one is inside: Detectron2's box starts 1 earlier.
+        box = [x0 - 1, y0 - 1, x1, y1]
+        if box[2] < box[0] or box[3] < box[1]:
+            problems.add("bndbox with a negative size", f"{record}: {corners}")
+        elif box[2] == box[0] or box[3] == box[1]:
+            warnings.add("bndbox without area, left out of training", f"{record}: {corners}")
+        if image.size and (min(box) < 0 or box[2] > image.size[0] or box[3] > image.size[1]):
+            warnings.add("bndbox reaches outside its image, clipped in training", record)
+        flags = [element.findtext(key) for key in ("truncated", "difficult")]
+        plain = label == text and element.find("pose") is not None
+        plain = plain and all(_is_whole(value) for value in corners + flags)
+        difficult = _number(flags[1])
+        image.objects.append(VocObject(label, box, int(difficult == 1), plain))
+    return image
+
+
+def _number(text: str | None) -> float:
+    """nan where the text is no number."""
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _is_whole(text: str | None) -> bool:
+    """Whether Python's int(), which Detectron2's evaluator uses, reads the text."""
+    try:
+        int(text or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _find_images(
+    folder: Path, split: str, ids: list[str], annotations: dict[str, VocImage]
+) -> dict[str, Path]:
+    """The image file of each id; FileNotFoundError for those without annotation or image."""
+    present = {}
+    for entry in os.scandir(folder / "JPEGImages"):
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() in _IMAGE_SUFFIXES:
+            present[stem] = folder / "JPEGImages" / entry.name
+    problems = Problems(folder / "ImageSets" / "Main" / f"{split}.txt")
+    for image_id in ids:
+        if image_id not in annotations:
+            problems.add("image without annotation file", f"Annotations/{image_id}.xml")
+        if image_id not in present:
+            problems.add(
+                "image file missing", f"JPEGImages/{image_id} ({', '.join(_IMAGE_SUFFIXES)})"
+            )
+    if len(problems):
+        raise FileNotFoundError(problems.summary())
+    return present
+
+
+def _to_record(image_id: str, file: Path, image: VocImage, classes: list[str]) -> dict[str, Any]:
+    assert image.size is not None  # checked by register_voc
+    return {
+        "file_name": str(file),
+        "image_id": image_id,
+        "width": image.size[0],
+        "height": image.size[1],
+        "annotations": [
+            {
+                "category_id": classes.index(x.name),
+                "bbox": list(x.box),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "iscrowd": 0,
+            }
+            for x in image.objects
+        ],
+    }
+
+
+def _evaluator_folder(
+    folder: Path, split: str, ids: list[str], annotations: dict[str, VocImage]
+) -> Path:
+    """
+    `folder`, or a completed copy of the split's annotations in the cache folder.
+
+    Detectron2's evaluator reads the XML files itself and needs pose, truncated and difficult in
+    every object, whole numbers in every box, and no blank line in the split file.
+    """
+    split_file = Path("ImageSets", "Main", f"{split}.txt")
+    lines = (folder / split_file).read_text(encoding="utf-8").split("\n")
+    blank = any(not line.strip() for line in lines[:-1])
+    odd = [i for i in ids if not all(x.plain for x in annotations[i].objects)]
+    if not odd and not blank:
+        return folder
+    texts = {Path("Annotations", f"{i}.xml"): _plain_xml(annotations[i]) for i in ids}
+    texts[split_file] = "\n".join(ids)
+    digest = hashlib.sha256(repr(sorted((str(k), v) for k, v in texts.items())).encode())
+    target = cache_root() / "voc" / digest.hexdigest()[:16]
+    if not target.is_dir():
+        with new_folder(target) as temporary:
+            for path, text in texts.items():
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / path).write_text(text, encoding="utf-8")
+    logger.warning(
+        f"{folder}: {len(odd)} annotation files lack what Detectron2's evaluator needs (pose, "
+        "truncated, difficult, whole numbers)"
+        + (f", first {odd[0]}.xml" if odd else ", or the split file has blank lines")
+        + f"; the evaluation reads a completed copy: {target}"
+    )
+    return target
+
+
+def _plain_xml(image: VocImage) -> str:
+    root = ET.Element("annotation")
+    for x in image.objects:
+        element = ET.SubElement(root, "object")
+        fields = {"name": x.name, "pose": "Unspecified", "truncated": 0, "difficult": x.difficult}
+        for key, value in fields.items():
+            ET.SubElement(element, key).text = str(value)
+        corners = (x.box[0] + 1, x.box[1] + 1, x.box[2], x.box[3])
+        box = ET.SubElement(element, "bndbox")
+        for key, corner in zip(_CORNERS, corners, strict=True):
+            ET.SubElement(box, key).text = str(round(corner))
+    return ET.tostring(root, encoding="unicode")

@@ -1,0 +1,83 @@
+"""Imitation of whole maps (FitNet, RM+PFI's Eq. 4) or of a part of them (RM+PFI's Table 5)."""
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import configurable
+from torch import Tensor
+
+from ..losses import masked_feature_loss
+from ..masks import box_masks, location_masks
+from ..tensors import DetectorLayout, DetectorTensors
+from .base import DISTILLATION_REGISTRY, settings_of
+from .feature_method import FeatureMethod, check_choice, feature_settings
+
+MASKS = ("all", "positives", "negatives", "boxes")
+
+
+@DISTILLATION_REGISTRY.register()
+class FeatureImitation(FeatureMethod):
+    """Squared differences of feature maps where a mask says so."""
+
+    loss_names = ("loss_feature",)
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask: str,
+        strides: tuple[int, ...],
+        anchors_per_position: tuple[int, ...],
+        **kwargs,
+    ):
+        """
+        Args:
+            mask: one of MASKS. "positives": positions with a positive anchor by the student's
+                assignment; "negatives": all others; "boxes": inside ground-truth boxes.
+            strides, anchors_per_position: of the student's levels.
+            kwargs: see FeatureMethod.
+        """
+        super().__init__(**kwargs)
+        check_choice("FeatureImitation.MASK", mask, MASKS)
+        self.mask = mask
+        self.strides = strides
+        self.anchors_per_position = anchors_per_position
+        if mask == "boxes":
+            self.needs_student |= {"gt_boxes"}
+        elif mask != "all":
+            self.needs_student |= {"positives"}
+
+    @classmethod
+    def default_config(cls) -> CN:
+        node = feature_settings(adaptation=False)
+        # The mean instead of the sum over a pyramid's 256 channels. Not in the paper.
+        node.LOSS_WEIGHT = 1 / 256
+        # "all" (Eq. 4), "positives", "negatives" or "boxes" (Table 5).
+        node.MASK = "all"
+        return node
+
+    @classmethod
+    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
+        settings = settings_of(cfg, cls)
+        return {
+            **cls.feature_arguments(settings, student, teacher),
+            "mask": settings.MASK,
+            "strides": student.strides,
+            "anchors_per_position": student.anchors_per_position,
+        }
+
+    def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
+        pairs = self.feature_pairs(student, teacher)
+        return {"loss_feature": masked_feature_loss(pairs, self._masks(student))}
+
+    def _masks(self, student: DetectorTensors) -> list[Tensor] | list[None]:
+        if self.mask == "all":
+            return [None] * len(self.levels)
+        sizes = [tuple(x.shape[-2:]) for x in student.features]
+        if self.mask == "boxes":
+            return [
+                box_masks(student.gt_boxes, sizes[level], self.strides[level])
+                for level in self.levels
+            ]
+        num_images = len(student.features[0])
+        masks = location_masks(student.positives, num_images, sizes, self.anchors_per_position)
+        masks = [masks[level] for level in self.levels]
+        return masks if self.mask == "positives" else [~mask for mask in masks]

@@ -1,0 +1,90 @@
+"""What the methods of feature imitation share: levels, adaptation layers, checks of settings."""
+
+from collections.abc import Sequence
+
+import fvcore.nn.weight_init as weight_init
+from detectron2.config import CfgNode as CN
+from torch import Tensor, nn
+
+from ..tensors import DetectorLayout, DetectorTensors
+from .base import DistillationMethod
+
+
+def feature_settings(adaptation: bool, kernel: int = 1) -> CN:
+    """The keys of a method that imitates feature maps."""
+    node = CN()
+    # A convolution a level on the student's map, to the teacher's number of channels. It trains
+    # with the student, is saved in training checkpoints for --resume, and is no part of the model.
+    node.ADAPTATION = adaptation
+    # Its kernel. Not in the papers.
+    node.ADAPTATION_KERNEL = kernel
+    # Levels that are imitated, by their index, 0 the finest; empty: all.
+    node.LEVELS = []
+    return node
+
+
+class FeatureMethod(DistillationMethod):
+    """A method that compares feature maps level by level; maps are never resized."""
+
+    needs_student = frozenset({"features"})
+    needs_teacher = frozenset({"features"})
+
+    def __init__(
+        self,
+        *,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        adaptation: bool,
+        adaptation_kernel: int,
+        levels: Sequence[int],
+    ):
+        """
+        Args:
+            student_channels, teacher_channels: of all levels.
+            adaptation, adaptation_kernel, levels: see feature_settings.
+        """
+        super().__init__()
+        name = f"DISTILLATION.{type(self).__name__}"
+        self.levels = list(levels) or list(range(len(student_channels)))
+        outside = [x for x in self.levels if not 0 <= x < len(student_channels)]
+        if outside or len(set(self.levels)) < len(self.levels):
+            raise ValueError(
+                f"{name}.LEVELS {list(levels)} must be different numbers from 0 to "
+                f"{len(student_channels) - 1}"
+            )
+        if adaptation_kernel < 1 or adaptation_kernel % 2 == 0:
+            raise ValueError(f"{name}.ADAPTATION_KERNEL must be odd, got {adaptation_kernel}")
+        self.agrees_on = frozenset({"levels"} if adaptation else {"levels", "channels"})
+        pairs = list(zip(student_channels, teacher_channels)) if adaptation else []
+        self.adaptation = nn.ModuleDict()
+        for level in [x for x in self.levels if x < len(pairs)]:
+            conv = nn.Conv2d(*pairs[level], adaptation_kernel, padding=adaptation_kernel // 2)
+            weight_init.c2_xavier_fill(conv)
+            self.adaptation[str(level)] = conv
+
+    @staticmethod
+    def feature_arguments(settings: CN, student: DetectorLayout, teacher: DetectorLayout) -> dict:
+        """The constructor's arguments from the keys of feature_settings."""
+        return {
+            "student_channels": student.channels,
+            "teacher_channels": teacher.channels,
+            "adaptation": settings.ADAPTATION,
+            "adaptation_kernel": settings.ADAPTATION_KERNEL,
+            "levels": settings.LEVELS,
+        }
+
+    def feature_pairs(
+        self, student: DetectorTensors, teacher: DetectorTensors
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each level in self.levels (student's, adapted; teacher's), both (N, C, Hl, Wl)."""
+        ours, theirs = student.features, teacher.features
+        return [(self._adapted(ours[level], level), theirs[level]) for level in self.levels]
+
+    def _adapted(self, x: Tensor, level: int) -> Tensor:
+        return self.adaptation[str(level)](x) if self.adaptation else x
+
+
+def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    """ValueError where a setting is none of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"DISTILLATION.{key} must be one of {', '.join(allowed)}, got {value!r}")

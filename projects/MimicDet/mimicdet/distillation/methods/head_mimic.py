@@ -1,0 +1,69 @@
+"""MimicDet's own method: cosine similarity of the two heads' features (3.4, Eq. 1)."""
+
+from dataclasses import replace
+
+from detectron2.config import configurable
+from torch import Tensor
+
+from ...modeling.losses import mimic_loss
+from ..tensors import DetectorLayout, DetectorTensors
+from .base import DISTILLATION_REGISTRY, DistillationMethod
+
+
+@DISTILLATION_REGISTRY.register()
+class HeadMimic(DistillationMethod):
+    """
+    L_mimic = 1/N * (sum(1 - cos(F_tr, F_sr)) + sum(1 - cos(F_tc, F_sc))) over the N boxes that were
+    sampled for the T-head: F_c the (K + 1)-d classification logits, F_r the D-d regression feature.
+
+    With heads that are not split (Table 3's light and heavy rows) there is one term, over the last
+    shared D-d feature.
+
+    It has no node in DISTILLATION: MODEL.MIMICDET.MIMIC switches it on. The teacher is the T-head
+    on the student's own backbone, or the separate one of Table 5.
+    """
+
+    needs_student = frozenset({"head_predictions", "box_query"})
+    needs_teacher = frozenset({"box_head_predictions_at"})
+
+    @configurable
+    def __init__(self, *, dual_path: bool, detach_teacher: bool = True):
+        """
+        Args:
+            dual_path: two terms (the paper's design) or one.
+            detach_teacher: no gradient reaches the teacher. Not in the paper, which leaves it open.
+        """
+        super().__init__()
+        self.dual_path = dual_path
+        self.detach_teacher = detach_teacher
+        branches = ("cls", "loc") if dual_path else ("shared",)
+        self.loss_names = tuple(f"loss_mimic_{branch}" for branch in branches)
+
+    @classmethod
+    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
+        keys = cfg.MODEL.MIMICDET
+        return {
+            "dual_path": keys.STUDENT.DUAL_PATH,
+            "detach_teacher": keys.MIMIC.DETACH_TEACHER,
+        }
+
+    def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
+        """Both heads look at the boxes that the student sampled for the T-head."""
+        ours = student.head_predictions
+        theirs = teacher.box_head_predictions_at(student.box_query)
+        if self.detach_teacher:  # the one place where the student's own T-head is detached
+            detached = {name: value.detach() for name, value in vars(theirs).items()}
+            theirs = replace(theirs, **detached)
+        if not self.dual_path:
+            return {"loss_mimic_shared": mimic_loss(ours.box_features, theirs.box_features)}
+        return {
+            "loss_mimic_cls": mimic_loss(ours.pred_class_logits, theirs.pred_class_logits),
+            "loss_mimic_loc": mimic_loss(ours.box_features, theirs.box_features),
+        }
+
+    def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Mean cosine of each branch."""
+        return {
+            name.replace("loss_mimic_", "mimic/cosine_"): 1 - loss.item()
+            for name, loss in losses.items()
+        }

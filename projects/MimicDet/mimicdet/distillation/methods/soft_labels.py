@@ -1,0 +1,74 @@
+"""Soft labels: the teacher's class probabilities as targets (RM+PFI, Eq. 2, 3; FGFI's -D)."""
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import configurable
+from torch import Tensor
+
+from ..losses import soft_label_loss
+from ..tensors import DetectorLayout, DetectorTensors
+from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
+from .feature_method import check_choice
+
+SAMPLES = ("positives", "all")
+
+
+@DISTILLATION_REGISTRY.register()
+class SoftLabels(DistillationMethod):
+    """KL divergence of class probabilities, anchor by anchor, divided by the positive anchors."""
+
+    loss_names = ("loss_soft_labels",)
+
+    @configurable
+    def __init__(self, *, temperature: float, samples: str, reading: str):
+        """
+        Args:
+            temperature: T of Eq. 2; samples: "positives" or "all".
+            reading: how logits at the positives are read, see DetectorLayout.class_scores.
+        """
+        super().__init__()
+        check_choice("SoftLabels.SAMPLES", samples, SAMPLES)
+        if temperature <= 0:
+            raise ValueError(
+                f"DISTILLATION.SoftLabels.TEMPERATURE must be above 0, got {temperature}"
+            )
+        self.temperature = temperature
+        self.samples = samples
+        self.reading = reading
+        everywhere = samples == "all"
+        needs = {"prediction_maps" if everywhere else "class_logits_at"}
+        self.needs_student, self.needs_teacher = frozenset(needs | {"positives"}), frozenset(needs)
+        self.agrees_on = frozenset(
+            {"levels", "anchors", "classes", "map_scores" if everywhere else "class_scores"}
+        )
+
+    @classmethod
+    def default_config(cls) -> CN:
+        node = CN()
+        # T. Not in the paper.
+        node.TEMPERATURE = 1.0
+        # Anchors that are taught: "positives" of the student's assignment, or "all" of every map.
+        # Either way the sum is divided by the number of positives. Not in the paper.
+        node.SAMPLES = "positives"
+        return node
+
+    @classmethod
+    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
+        settings = settings_of(cfg, cls)
+        return {
+            "temperature": settings.TEMPERATURE,
+            "samples": settings.SAMPLES,
+            "reading": student.class_scores if settings.SAMPLES == "positives" else "",
+        }
+
+    def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
+        found = student.positives
+        if self.samples == "positives":
+            pairs = [(student.class_logits_at(found), teacher.class_logits_at(found))]
+        else:
+            pairs = list(zip(student.prediction_maps, teacher.prediction_maps))
+        normalizer = max(len(found.anchors), 1)
+        terms = [
+            soft_label_loss(ours, theirs, self.temperature, self.reading, normalizer)
+            for ours, theirs in pairs
+        ]
+        return {"loss_soft_labels": sum(terms)}

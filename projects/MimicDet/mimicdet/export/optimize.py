@@ -1,0 +1,165 @@
+"""A trained model made ready to detect: the same detections, in less time."""
+
+import copy
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..modeling.meta_arch.mimicdet import MimicDet
+
+PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Of a CPU, float32 and float64 alone; not public, so it may be missing one day.
+_ADD_RELU = getattr(torch.ops.aten, "_add_relu_", None)
+_BATCH_NORMS = (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    *,
+    channels_last: bool = True,
+    precision: str = "float32",
+    compile_backbone: bool = False,
+) -> nn.Module:
+    """
+    An eval copy of a detector that is called like the original and detects the same.
+
+    Batch norms are folded into the convolutions before them, weights lie channels last, ResNet
+    blocks add their shortcut in the pass of their ReLU, and what the configured head does not need
+    is left out (MimicDet's T-head). Any Detectron2 model is
+    taken; the original is not touched. What comes back is for detection: training it would miss
+    its batch norms.
+
+    Args:
+        model: a Detectron2 model on its device.
+        channels_last: memory layout of the convolutions' weights, which their maps follow.
+        precision: "float32"; or "float16", "bfloat16": the backbone's weights and every dense
+            layer's arithmetic, while boxes, sampling positions and scores stay float32. MimicDet
+            alone.
+        compile_backbone: let torch.compile work on backbone and refinement convolution, which
+            takes about a minute at the first image and again where sizes differ. MimicDet alone.
+
+    Raises:
+        ValueError: an unknown precision, or an option that the model cannot take.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if not isinstance(model, MimicDet) and (precision != "float32" or compile_backbone):
+        raise ValueError(
+            "half precision and compilation are MimicDet's options; the model is "
+            f"{type(model).__name__}"
+        )
+    model = _copy_for_inference(model).eval().requires_grad_(False)
+    fold_batch_norms(model)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    dtype = PRECISIONS[precision]
+    if dtype is not None:
+        model.backbone.to(dtype)
+        model.autocast_dtype = dtype
+    if compile_backbone:  # which fuses by itself
+        model.backbone.compile()
+        model.proposal_generator.conv.compile()
+    else:
+        fuse_shortcuts(model)
+    return model
+
+
+def _copy_for_inference(model: nn.Module) -> nn.Module:
+    if not isinstance(model, MimicDet):
+        return copy.deepcopy(model)
+    name = "roi_heads" if model.eval_head == "student" else "student_head"
+    unused = getattr(model, name)
+    setattr(model, name, None)
+    try:
+        return copy.deepcopy(model)
+    finally:
+        setattr(model, name, unused)
+
+
+def fold_batch_norms(model: nn.Module) -> int:
+    """
+    Fold every batch norm that is a Detectron2 convolution's own, or that follows a convolution in
+    a Sequential, into the convolution's weight and bias. In place; the model must be in eval mode.
+
+    Returns:
+        how many were folded.
+    """
+    folded = 0
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv2d) and isinstance(
+            getattr(module, "norm", None), _BATCH_NORMS
+        ):
+            _fold(module, module.norm)
+            module.norm = None
+            folded += 1
+        elif isinstance(module, nn.Sequential):
+            names = list(module._modules)
+            for first, second in zip(names, names[1:]):
+                conv, norm = module._modules[first], module._modules[second]
+                plain = type(conv) is nn.Conv2d or getattr(conv, "activation", 0) is None
+                if isinstance(conv, nn.Conv2d) and plain and isinstance(norm, _BATCH_NORMS):
+                    _fold(conv, norm)
+                    module._modules[second] = nn.Identity()
+                    folded += 1
+    return folded
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    """norm(conv(x)) = conv'(x), in float64 on the way."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    if conv.bias is not None:
+        bias = bias + conv.bias.double() * scale
+    dtype = conv.weight.dtype
+    weight = (conv.weight.double() * scale[:, None, None, None]).to(dtype)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+
+class FusedBlock(nn.Module):
+    """
+    A Detectron2 ResNet block whose sum with the shortcut and ReLU are one pass over memory.
+
+    The maps of the first stages are larger than a CPU's caches. Parameters and their names are the
+    block's.
+    """
+
+    def __init__(self, block: BasicBlock | BottleneckBlock):
+        super().__init__()
+        self.shortcut = block.shortcut
+        self.conv1, self.conv2 = block.conv1, block.conv2
+        self.conv3 = block.conv3 if isinstance(block, BottleneckBlock) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.conv2(F.relu_(self.conv1(x)))
+        if self.conv3 is not None:
+            found = self.conv3(F.relu_(found))
+        return _add_relu(found, x if self.shortcut is None else self.shortcut(x))
+
+
+def _add_relu(x: Tensor, other: Tensor) -> Tensor:
+    """relu(x + other), into x; where it is one operator, NaN becomes zero."""
+    if _ADD_RELU is not None and x.device.type == "cpu" and x.dtype == torch.float32:
+        return _ADD_RELU(x, other)
+    return F.relu_(x.add_(other))
+
+
+def fuse_shortcuts(model: nn.Module) -> int:
+    """Replace every ResNet block by its FusedBlock. In place; returns how many there were."""
+    blocks = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) in (BasicBlock, BottleneckBlock)
+    ]
+    for parent, name, child in blocks:
+        setattr(parent, name, FusedBlock(child))
+    return len(blocks)

@@ -1,0 +1,243 @@
+"""The T-head: the two-stage detection head, the teacher (3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ROIAlign, ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.roi_heads import ROIHeads
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import Linear
+from ..layers.precision import at_least_float32
+from ..structures import HeadPredictions, split_positions
+from ..targets import sample_labels
+from .labels import HeadSettings, cat_labelled, fast_rcnn_losses, label_proposals
+
+HEADS = ("dual_path", "light", "heavy")
+
+
+class LevelPooler(nn.Module):
+    """RoIAlign of boxes on levels that are given, not derived from the boxes' areas (3.1, 3.3)."""
+
+    def __init__(self, resolution: int, strides: Sequence[int], sampling_ratio: int):
+        super().__init__()
+        self.poolers = nn.ModuleList(
+            ROIAlign(resolution, 1.0 / stride, sampling_ratio, aligned=True) for stride in strides
+        )
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor], levels: list[Tensor]) -> Tensor:
+        """
+        Args:
+            features: L x (N, C, H, W).
+            boxes: N x (Bi, 4) XYXY in input pixels; levels: N x (Bi,) int64, index into features.
+
+        Returns:
+            (B, C, resolution, resolution), boxes of all images one after another.
+        """
+        images = split_positions([len(b) for b in boxes], features[0].device)
+        rois = torch.cat([images[:, None].to(boxes[0].dtype), torch.cat(boxes)], dim=1)
+        all_levels = torch.cat(levels)
+        # Also levels without a box take part, so that each has a gradient in every step.
+        order, pooled = [], []
+        for level, (x, pooler) in enumerate(zip(features, self.poolers)):
+            chosen = torch.nonzero(all_levels == level).squeeze(1)
+            order.append(chosen)
+            # Half precision has too few digits for box coordinates.
+            x = at_least_float32(x)
+            pooled.append(pooler(x, rois[chosen].to(x.dtype)))
+        return torch.cat(pooled)[torch.cat(order).argsort()]
+
+
+@ROI_HEADS_REGISTRY.register()
+class MimicTeacherHeads(ROIHeads):
+    """
+    RoIAlign on the high-resolution group, then the dual-path head (3.3) or Table 3's light or heavy
+    one. The level of a box is the level of its anchor; the i-th level of MODEL.RPN.IN_FEATURES is
+    read from the i-th of MODEL.ROI_HEADS.IN_FEATURES.
+
+    As Detectron2 ROI heads it samples, computes its losses and detects by itself; MimicDet calls
+    `predict`, because it mimics the features of the boxes that it sampled.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        pooler: LevelPooler,
+        in_channels: int,
+        resolution: int,
+        head: str,
+        num_conv: int,
+        conv_dim: int,
+        num_fc: int,
+        fc_dim: int,
+        output_init: str,
+        settings: HeadSettings,
+        **kwargs,
+    ):
+        """
+        Args:
+            in_features: levels that it reads; in_channels, resolution: of a pooled box.
+            head: "dual_path", "light" or "heavy"; num_conv, conv_dim: of the regression branch
+                (dual_path) or of the shared trunk (heavy); num_fc, fc_dim: fully connected layers.
+            output_init: "he" or "gaussian", of the two output layers.
+            settings: what both heads share.
+            kwargs: see Detectron2's ROIHeads.
+        """
+        super().__init__(**kwargs)
+        if head not in HEADS:
+            raise ValueError(f"MODEL.MIMICDET.TEACHER.HEAD must be one of {HEADS}, got {head!r}")
+        if num_fc < 1:
+            raise ValueError(f"MODEL.ROI_BOX_HEAD.NUM_FC must be at least 1, got {num_fc}")
+        self.in_features = list(in_features)
+        self.pooler = pooler
+        self.settings = settings
+        self.dual_path = head == "dual_path"
+        convs = () if head == "light" else [conv_dim] * num_conv
+        if self.dual_path:
+            self.class_branch = _branch(in_channels, resolution, (), [fc_dim] * num_fc)
+            self.box_branch = _branch(in_channels, resolution, convs, [fc_dim])
+        else:
+            self.shared_branch = _branch(in_channels, resolution, convs, [fc_dim] * num_fc)
+        self.class_logits = Linear(fc_dim, self.num_classes + 1)
+        self.box_deltas = Linear(fc_dim, 4)
+        self._initialise(output_init)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        ret = super().from_config(cfg)
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        missing = [f for f in in_features if f not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.IN_FEATURES names {missing}, the backbone gives "
+                f"{list(input_shape)}"
+            )
+        head = cfg.MODEL.ROI_BOX_HEAD
+        if head.POOLER_TYPE != "ROIAlignV2":
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE must be ROIAlignV2, got {head.POOLER_TYPE}"
+            )
+        strides = [input_shape[f].stride for f in in_features]
+        keys = cfg.MODEL.MIMICDET.TEACHER
+        return {
+            **ret,
+            "in_features": in_features,
+            "pooler": LevelPooler(head.POOLER_RESOLUTION, strides, head.POOLER_SAMPLING_RATIO),
+            "in_channels": input_shape[in_features[0]].channels,
+            "resolution": head.POOLER_RESOLUTION,
+            "head": keys.HEAD,
+            "num_conv": head.NUM_CONV,
+            "conv_dim": head.CONV_DIM,
+            "num_fc": head.NUM_FC,
+            "fc_dim": head.FC_DIM,
+            "output_init": keys.OUTPUT_INIT,
+            "settings": HeadSettings.from_config(cfg, keys),
+        }
+
+    def _initialise(self, output_init: str) -> None:
+        if output_init not in ("he", "gaussian"):
+            raise ValueError(
+                "MODEL.MIMICDET.TEACHER.OUTPUT_INIT must be 'he' or 'gaussian', got "
+                f"{output_init!r}"
+            )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        if output_init == "gaussian":
+            nn.init.normal_(self.class_logits.weight, std=0.01)
+            nn.init.normal_(self.box_deltas.weight, std=0.001)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Detectron2's contract; proposals need the field levels, as RefinementModule gives it."""
+        if not self.training:
+            predictions = self.predict_proposals(features, proposals)
+            return self.settings.detect(predictions, proposals), {}
+        proposals = label_proposals(proposals, targets, self.proposal_matcher, self.num_classes)
+        proposals = [
+            x[
+                sample_labels(
+                    x.gt_classes,
+                    self.batch_size_per_image,
+                    self.positive_fraction,
+                    self.num_classes,
+                )
+            ]
+            for x in proposals
+        ]
+        return proposals, self.losses(self.predict_proposals(features, proposals), proposals)
+
+    def predict_proposals(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> HeadPredictions:
+        return self.predict(
+            features, [x.proposal_boxes.tensor for x in proposals], [x.levels for x in proposals]
+        )
+
+    def predict(
+        self, features: dict[str, Tensor], boxes: list[Tensor], levels: list[Tensor]
+    ) -> HeadPredictions:
+        """
+        Args:
+            features: maps by name; boxes: N x (Bi, 4) XYXY in input pixels.
+            levels: N x (Bi,) int64: which level of MODEL.RPN.IN_FEATURES each box's anchor is on.
+        """
+        pooled = self.pooler([features[f] for f in self.in_features], boxes, levels)
+        if self.dual_path:
+            class_features, box_features = self.class_branch(pooled), self.box_branch(pooled)
+        else:
+            class_features = box_features = self.shared_branch(pooled)
+        return HeadPredictions(
+            pred_class_logits=self.class_logits(class_features),
+            pred_box_deltas=self.box_deltas(box_features),
+            class_features=class_features,
+            box_features=box_features,
+        )
+
+    def losses(self, predictions: HeadPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
+        """loss_teacher_cls and loss_teacher_loc over the sampled boxes; proposals labelled."""
+        cls_loss, loc_loss = fast_rcnn_losses(
+            predictions, cat_labelled(proposals), self.settings.box2box_transform, self.num_classes
+        )
+        return {
+            "loss_teacher_cls": self.settings.loss_weights[0] * cls_loss,
+            "loss_teacher_loc": self.settings.loss_weights[1] * loc_loss,
+        }
+
+
+def build_matcher(cfg) -> Matcher:
+    """Labels of both heads (3.3): positive at IoU >= 0.6 with a ground-truth box."""
+    return Matcher(
+        cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS,
+        cfg.MODEL.ROI_HEADS.IOU_LABELS,
+        allow_low_quality_matches=False,
+    )
+
+
+def _branch(
+    channels: int, resolution: int, conv_dims: Sequence[int], fc_dims: Sequence[int]
+) -> nn.Sequential:
+    """3x3 convs, flatten, fully connected layers, each followed by ReLU."""
+    layers: list[nn.Module] = []
+    for dim in conv_dims:
+        layers.append(Conv2d(channels, dim, 3, padding=1, activation=F.relu))
+        channels = dim
+    layers.append(nn.Flatten())
+    size = channels * resolution**2
+    for dim in fc_dims:
+        layers += [Linear(size, dim), nn.ReLU()]
+        size = dim
+    return nn.Sequential(*layers)

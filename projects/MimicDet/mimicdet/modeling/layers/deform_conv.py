@@ -1,0 +1,63 @@
+"""
+Deformable convolution, and the one rule which implementation runs it.
+
+Detectron2's kernels run where they can: on CUDA, when Detectron2 was built with CUDA, on float32.
+Everywhere else torchvision's do (Detectron2 has no backward on a CPU). Both have the same weights
+and the same order of offsets; tests hold them to each other at 1e-5. Half precision is computed in
+float32: sampling positions need the digits.
+"""
+
+from functools import cache
+
+import torch
+from detectron2 import _C
+from detectron2.layers.deform_conv import deform_conv as detectron2_deform_conv
+from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS
+from fvcore.nn.jit_handles import conv_flop_count, get_shape
+from torch import Tensor
+from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
+
+from .precision import at_least_float32
+
+
+@cache
+def detectron2_has_cuda_kernels() -> bool:
+    """Whether Detectron2's compiled part holds CUDA kernels."""
+    return bool(_C.has_cuda())
+
+
+def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """
+    Deformable convolution of stride 1 and "same" padding.
+
+    Args:
+        x: (N, C, H, W).
+        offset: (N, 2 * k * k, H, W), in pixels of x; (dy, dx) for each kernel point, row-major.
+        weight: (O, C, k, k); bias: (O,) or None.
+
+    Returns:
+        (N, O, H, W), in x's dtype. Points outside the map read as zero.
+    """
+    padding = int(weight.shape[-1]) // 2  # a tensor while jit traces
+    dtype = x.dtype
+    with torch.autocast(x.device.type, enabled=False):
+        x = at_least_float32(x)
+        offset, weight = offset.to(x.dtype), weight.to(x.dtype)
+        if x.is_cuda and x.dtype == torch.float32 and detectron2_has_cuda_kernels():
+            out = detectron2_deform_conv(x, offset, weight, 1, padding)
+            if bias is not None:
+                out = out + bias.to(x.dtype)[:, None, None]
+        else:
+            bias = None if bias is None else bias.to(x.dtype)
+            out = torchvision_deform_conv2d(x, offset, weight, bias, padding=padding)
+    return out.to(dtype)
+
+
+def _deform_conv_flops(inputs, outputs):
+    """Multiply-adds of torchvision's operator, counted as a convolution's."""
+    x, weight, out = get_shape(inputs[0]), get_shape(inputs[1]), get_shape(outputs[0])
+    return conv_flop_count(x, weight, out)
+
+
+# fvcore counts operators that it does not know as free; this one would hide most of the S-head.
+_DEFAULT_SUPPORTED_OPS.setdefault("torchvision::deform_conv2d", _deform_conv_flops)

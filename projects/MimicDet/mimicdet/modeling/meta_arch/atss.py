@@ -1,0 +1,148 @@
+"""ATSS: RetinaNet's heads with one anchor a location, adaptive assignment and centre-ness."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, ImageList, Instances
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+from ..boxes import centerness
+from ..layers.precision import at_least_float32
+from ..losses import weighted_giou_loss
+from .adaptive import AdaptiveDetector, log_positives, process_mean
+from .tower_head import TowerHead
+
+
+@META_ARCH_REGISTRY.register()
+class ATSS(AdaptiveDetector):
+    """
+    Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
+    Training Sample Selection, CVPR 2020.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        focal_loss_alpha: float,
+        focal_loss_gamma: float,
+        box_loss_weight: float,
+        centerness_loss_weight: float,
+        **kwargs,
+    ):
+        """kwargs: see AdaptiveDetector."""
+        super().__init__(**kwargs)
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.box_loss_weight = box_loss_weight
+        self.centerness_loss_weight = centerness_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            **super().from_config(cfg),
+            "focal_loss_alpha": cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
+            "box_loss_weight": cfg.MODEL.ATSS.BOX_LOSS_WEIGHT,
+            "centerness_loss_weight": cfg.MODEL.ATSS.CENTERNESS_LOSS_WEIGHT,
+        }
+
+    @classmethod
+    def build_head(cls, cfg, input_shape):
+        return TowerHead(cfg, input_shape, box_dim=4, has_centerness=True)
+
+    @classmethod
+    def build_transform(cls, cfg, input_shape):
+        return Box2BoxTransform(weights=cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """loss_cls, loss_box_reg and loss_centerness of a batch."""
+        pred_logits, pred_anchor_deltas, pred_centerness = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(
+            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
+        )
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_centerness: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """
+        Focal loss over all anchors; GIoU weighted by centre-ness and the centre-ness' binary
+        cross-entropy over positives.
+
+        Divisors are means over processes: the positives, and for GIoU the sum of its weights.
+
+        Args:
+            pred_*: L x (N, Rl, K, 4 or 1); gt_labels, gt_boxes: see label_anchors.
+        """
+        log_positives(gt_labels, self.num_classes)
+        labels = torch.stack(gt_labels)  # (N, R)
+        positive = labels != self.num_classes
+        num_positives = process_mean(positive.sum().float()).clamp(min=1)
+        logits = at_least_float32(torch.cat(pred_logits, dim=1))
+        one_hot = F.one_hot(labels, self.num_classes + 1)[..., :-1].to(logits.dtype)
+        loss_cls = sigmoid_focal_loss(
+            logits, one_hot, self.focal_loss_alpha, self.focal_loss_gamma, reduction="sum"
+        )
+
+        all_anchors = Boxes.cat(anchors)
+        anchor_index = positive.nonzero()[:, 1]
+        matched_boxes = torch.stack(gt_boxes)[positive]
+        targets = centerness(all_anchors.get_centers()[anchor_index], matched_boxes)
+        pred_boxes = self.box2box_transform.apply_deltas(
+            torch.cat(pred_anchor_deltas, dim=1)[positive], all_anchors.tensor[anchor_index]
+        )
+        loss_box = weighted_giou_loss(pred_boxes, matched_boxes, targets)
+        loss_centerness = F.binary_cross_entropy_with_logits(
+            at_least_float32(torch.cat(pred_centerness, dim=1)[positive].squeeze(1)),
+            targets,
+            reduction="sum",
+        )
+        total_weight = process_mean(targets.sum()).clamp(min=1)
+        return {
+            "loss_cls": loss_cls / num_positives,
+            "loss_box_reg": self.box_loss_weight * loss_box / total_weight,
+            "loss_centerness": self.centerness_loss_weight * loss_centerness / num_positives,
+        }
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """
+        Detections of N images in the size of the network's input.
+
+        Not in the paper: the score is sqrt(class probability * centre-ness), as in Detectron2's
+        FCOS; SCORE_THRESH_TEST is a threshold on it.
+        """
+        pred_logits, pred_anchor_deltas, pred_centerness = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
+        anchors = self.anchor_generator(features)
+        scores = [
+            (logits.sigmoid() * quality.sigmoid()).sqrt()
+            for logits, quality in zip(pred_logits, pred_centerness)
+        ]
+        return [
+            self.inference_single_image(
+                anchors, [x[i] for x in scores], [x[i] for x in pred_anchor_deltas], image_size
+            )
+            for i, image_size in enumerate(images.image_sizes)
+        ]

@@ -1,0 +1,145 @@
+"""What must hold between the keys of a MimicDet; each line names the key."""
+
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from ...config import config_check
+from ..heads.teacher_head import HEADS
+from ..layers import ALIGNMENTS
+from .mimicdet import MimicDet
+
+
+@config_check
+def check_mimicdet(cfg) -> list[str]:
+    """Every contradiction in the config of a MimicDet, or of a class that extends it."""
+    if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), MimicDet):
+        return []
+    checks = (_check_switches, _check_levels, _check_heads, _check_numbers)
+    return [problem for check in checks for problem in check(cfg)]
+
+
+def _check_switches(cfg) -> list[str]:
+    keys = cfg.MODEL.MIMICDET
+    student, teacher, mimic = keys.STUDENT.ENABLED, keys.TEACHER.ENABLED, keys.MIMIC.ENABLED
+    separate = keys.SEPARATE_TEACHER.CONFIG_FILE
+    problems = []
+    if not (student or teacher):
+        problems.append("MODEL.MIMICDET.STUDENT.ENABLED and TEACHER.ENABLED are both False")
+    if mimic and not student:
+        problems.append("MODEL.MIMICDET.MIMIC.ENABLED needs STUDENT.ENABLED")
+    if mimic and not (teacher or separate):
+        problems.append(
+            "MODEL.MIMICDET.MIMIC.ENABLED needs TEACHER.ENABLED or SEPARATE_TEACHER.CONFIG_FILE"
+        )
+    if separate and teacher:
+        problems.append(
+            "MODEL.MIMICDET.SEPARATE_TEACHER.CONFIG_FILE is set and TEACHER.ENABLED is True: "
+            "there can be one teacher"
+        )
+    if separate and not mimic:
+        problems.append("MODEL.MIMICDET.SEPARATE_TEACHER.CONFIG_FILE is set, MIMIC.ENABLED False")
+    if bool(separate) != bool(keys.SEPARATE_TEACHER.WEIGHTS):
+        problems.append("MODEL.MIMICDET.SEPARATE_TEACHER needs both CONFIG_FILE and WEIGHTS")
+    if keys.EVAL_HEAD not in ("student", "teacher"):
+        problems.append(f"MODEL.MIMICDET.EVAL_HEAD is {keys.EVAL_HEAD!r}: student or teacher")
+    elif not (student if keys.EVAL_HEAD == "student" else teacher):
+        problems.append(
+            f"MODEL.MIMICDET.EVAL_HEAD is {keys.EVAL_HEAD!r}, whose ENABLED key is False"
+        )
+    return problems
+
+
+def _check_levels(cfg) -> list[str]:
+    low, high = cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES
+    problems = []
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RefinementModule":
+        problems.append(
+            "MODEL.PROPOSAL_GENERATOR.NAME must be RefinementModule, got "
+            f"{cfg.MODEL.PROPOSAL_GENERATOR.NAME!r}"
+        )
+    if cfg.MODEL.MIMICDET.TEACHER.ENABLED and len(low) != len(high):
+        problems.append(
+            f"MODEL.ROI_HEADS.IN_FEATURES {list(high)} must pair one to one with "
+            f"MODEL.RPN.IN_FEATURES {list(low)}"
+        )
+    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    if len(sizes) not in (1, len(low)) or any(len(s) != 1 for s in sizes):
+        problems.append(
+            f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} must give one size for each level of "
+            f"MODEL.RPN.IN_FEATURES {list(low)}"
+        )
+    if any(len(ratios) != 1 for ratios in cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS):
+        problems.append("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must give one ratio a position")
+    if len(cfg.MODEL.MIMICDET.STUDENT.KERNEL_SIZES) != len(low):
+        problems.append(
+            f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES {cfg.MODEL.MIMICDET.STUDENT.KERNEL_SIZES} must "
+            f"have one kernel for each level of MODEL.RPN.IN_FEATURES {list(low)}"
+        )
+    return problems
+
+
+def _check_heads(cfg) -> list[str]:
+    keys = cfg.MODEL.MIMICDET
+    problems = []
+    for key, name, known in (
+        ("TEACHER.HEAD", keys.TEACHER.HEAD, HEADS),
+        ("STUDENT.ALIGNMENT", keys.STUDENT.ALIGNMENT, ALIGNMENTS),
+    ):
+        if name not in known:
+            problems.append(f"MODEL.MIMICDET.{key} is {name!r}, not one of {', '.join(known)}")
+    if keys.MIMIC.ENABLED and keys.TEACHER.ENABLED:
+        if keys.STUDENT.DUAL_PATH != (keys.TEACHER.HEAD == "dual_path"):
+            problems.append(
+                f"MODEL.MIMICDET.STUDENT.DUAL_PATH {keys.STUDENT.DUAL_PATH} does not mimic "
+                f"MODEL.MIMICDET.TEACHER.HEAD {keys.TEACHER.HEAD!r}"
+            )
+        if keys.STUDENT.FEATURE_DIM != cfg.MODEL.ROI_BOX_HEAD.FC_DIM:
+            problems.append(
+                f"MODEL.MIMICDET.STUDENT.FEATURE_DIM {keys.STUDENT.FEATURE_DIM} must equal "
+                f"MODEL.ROI_BOX_HEAD.FC_DIM {cfg.MODEL.ROI_BOX_HEAD.FC_DIM} to be mimicked"
+            )
+    return problems
+
+
+def _check_numbers(cfg) -> list[str]:
+    keys = cfg.MODEL.MIMICDET
+    problems = []
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
+        problems.append(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: 0 takes the number "
+            "from the data, which mimicdet.data.register_datasets(cfg) does before building"
+        )
+    positive = {
+        "MODEL.MIMICDET.STUDENT.HARD_MINING_TOPK": keys.STUDENT.HARD_MINING_TOPK,
+        "MODEL.MIMICDET.STUDENT.MAX_REG_POSITIVES": keys.STUDENT.MAX_REG_POSITIVES,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+    }
+    problems += [f"{key} must be at least 1, got {v}" for key, v in positive.items() if v < 1]
+    scales = keys.REFINEMENT.SCALE_RANGE
+    if len(scales) != 2 or not 0 < scales[0] < scales[1]:
+        problems.append(
+            "MODEL.MIMICDET.REFINEMENT.SCALE_RANGE must be two numbers that ascend above 0, got "
+            f"{scales}"
+        )
+    if not 0 < keys.REFINEMENT.PRIOR_PROB < 1:
+        problems.append(
+            "MODEL.MIMICDET.REFINEMENT.PRIOR_PROB must lie between 0 and 1, got "
+            f"{keys.REFINEMENT.PRIOR_PROB}"
+        )
+    if not 0 < keys.REFINEMENT.CENTER_RATIO <= 1:
+        problems.append(
+            "MODEL.MIMICDET.REFINEMENT.CENTER_RATIO must lie in (0, 1], got "
+            f"{keys.REFINEMENT.CENTER_RATIO}"
+        )
+    if not 0 <= cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION <= 1:
+        problems.append(
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION must lie in [0, 1], got "
+            f"{cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION}"
+        )
+    if cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
+        problems.append(
+            "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT must be False: ground-truth boxes have no position "
+            "in the S-head's map"
+        )
+    return problems

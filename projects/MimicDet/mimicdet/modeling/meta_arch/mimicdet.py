@@ -1,0 +1,280 @@
+"""The MimicDet meta-architecture: orchestration only. Shape shorthand: see structures.py."""
+
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    Backbone,
+    build_backbone,
+    build_proposal_generator,
+    build_roi_heads,
+)
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from ...config import check_config
+from ..heads.labels import label_proposals
+from ..heads.student_head import StudentHead
+from ..heads.teacher_head import MimicTeacherHeads, build_matcher
+from ..postprocess import rescale_detections
+from ..proposal_generator.picture import draw_proposals
+from ..proposal_generator.refinement import RefinementModule
+from ..structures import BoxQuery, TrainingTensors
+from ..targets import sample_labels
+
+EVAL_HEADS = ("student", "teacher")
+
+
+@META_ARCH_REGISTRY.register()
+class MimicDet(nn.Module):
+    """
+    One-stage detector that learns from a two-stage head on the same backbone (the paper's Fig. 1).
+
+    In training it returns the losses of refinement module, S-head and T-head; the mimic loss
+    between the two heads is a distillation method and is added by `mimicdet.distillation.Distiller`
+    (which MimicTrainer uses) from what `forward_training` offers. In evaluation the T-head is not
+    touched and P2 not computed, unless eval_head is "teacher".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: RefinementModule,
+        student_head: StudentHead | None,
+        roi_heads: MimicTeacherHeads | None,
+        proposal_matcher: Matcher,
+        num_classes: int,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        input_format: str = "BGR",
+        vis_period: int = 0,
+        eval_head: str = "student",
+    ):
+        """
+        Args:
+            student_head: None makes a two-stage detector (Table 5's separate teacher).
+            roi_heads: the T-head; None: Table 1's first row, or a teacher that lives elsewhere.
+            proposal_matcher, num_classes, batch_size_per_image, positive_fraction: labels of the
+                proposals, and the draw of those that train the T-head and the mimic loss.
+            pixel_mean, pixel_std, input_format: as in Detectron2's meta-architectures.
+            vis_period: iterations between two pictures of proposals; 0: none.
+            eval_head: "student" or "teacher".
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.student_head = student_head
+        self.roi_heads = roi_heads
+        self.proposal_matcher = proposal_matcher
+        self.num_classes = num_classes
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.input_format = input_format
+        self.vis_period = vis_period
+        # Mixed precision of inference; optimize_for_inference sets it.
+        self.autocast_dtype: torch.dtype | None = None
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.set_eval_head(eval_head)
+
+    @classmethod
+    def from_config(cls, cfg):
+        check_config(cfg)
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        keys = cfg.MODEL.MIMICDET
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "student_head": StudentHead(cfg, shapes) if keys.STUDENT.ENABLED else None,
+            "roi_heads": build_roi_heads(cfg, shapes) if keys.TEACHER.ENABLED else None,
+            "proposal_matcher": build_matcher(cfg),
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "batch_size_per_image": cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+            "eval_head": keys.EVAL_HEAD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def set_eval_head(self, eval_head: str) -> None:
+        """Choose the head that evaluation runs; ValueError where the model lacks it."""
+        if eval_head not in EVAL_HEADS:
+            raise ValueError(
+                f"MODEL.MIMICDET.EVAL_HEAD must be one of {EVAL_HEADS}, got {eval_head!r}"
+            )
+        if (self.student_head if eval_head == "student" else self.roi_heads) is None:
+            raise ValueError(
+                f"MODEL.MIMICDET.EVAL_HEAD is {eval_head!r}, but the model has no such head: "
+                f"MODEL.MIMICDET.{eval_head.upper()}.ENABLED is False"
+            )
+        self.eval_head = eval_head
+        if hasattr(self.backbone, "eval_out_features"):
+            levels = list(self.proposal_generator.in_features)
+            if eval_head == "teacher":
+                levels += self.roi_heads.in_features
+            self.backbone.eval_out_features = levels
+
+    def forward(self, batched_inputs: list[dict[str, Any]]):
+        """
+        Args:
+            batched_inputs: Detectron2's standard dicts: image (C, H, W) in input_format, 0..255;
+                in training instances; optionally crowd_boxes (Boxes), height, width.
+
+        Returns:
+            in training the dict of losses; else [{"instances": Instances}], in the size given by
+            height and width.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        return self.forward_training(batched_inputs)[0]
+
+    def forward_training(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], TrainingTensors]:
+        """The losses, and the tensors that a distillation adapter reads."""
+        images = self.preprocess_image(batched_inputs)
+        gt_instances = self._ground_truth(batched_inputs)
+        features = self.backbone(images.tensor)
+        maps = [features[f] for f in self.proposal_generator.in_features]
+        refined = self.proposal_generator.predict(maps)
+        losses, labels = self.proposal_generator.losses(
+            refined, [x.gt_boxes.tensor for x in gt_instances], self._crowd_boxes(batched_inputs)
+        )
+        proposals = self.proposal_generator.propose(refined, images.image_sizes)
+        self._visualize(batched_inputs, proposals)
+        proposals = label_proposals(
+            proposals, gt_instances, self.proposal_matcher, self.num_classes
+        )
+        sampled = [self._sample(x) for x in proposals]
+        chosen = [x[index] for x, index in zip(proposals, sampled)]
+        student = teacher = None
+        if self.student_head is not None:
+            student_losses, student = self.student_head.forward_training(
+                maps, refined.delta_maps, proposals, sampled
+            )
+            losses.update(student_losses)
+        if self.roi_heads is not None:
+            teacher = self.roi_heads.predict_proposals(features, chosen)
+            losses.update(self.roi_heads.losses(teacher, chosen))
+        self._log(labels.positives_per_level, proposals, chosen)
+        query = BoxQuery([x.proposal_boxes.tensor for x in chosen], [x.levels for x in chosen])
+        return losses, TrainingTensors(
+            maps, refined, labels, gt_instances, images.image_sizes, student, teacher, query
+        )
+
+    @torch.no_grad()
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ):
+        """
+        Args:
+            batched_inputs: see forward.
+            detected_instances: must be None; there for Detectron2's test-time augmentation.
+            do_postprocess: rescale to the dicts' height and width, as [{"instances": ...}];
+                else the Instances in the size of the network's input.
+        """
+        if detected_instances is not None:
+            raise ValueError("MimicDet detects boxes only; detected_instances must be None")
+        images = self.preprocess_image(batched_inputs)
+        with torch.autocast(
+            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
+        ):
+            results = self._detect(images)
+        return _rescale(results, batched_inputs, images) if do_postprocess else results
+
+    def _detect(self, images: ImageList) -> list[Instances]:
+        features = self.backbone(images.tensor)
+        maps = [features[f] for f in self.proposal_generator.in_features]
+        refined = self.proposal_generator.predict(maps)
+        proposals = self.proposal_generator.propose(refined, images.image_sizes)
+        if self.eval_head == "student":
+            positions = [x.positions for x in proposals]
+            predictions = self.student_head(maps, refined.delta_maps, positions)
+            return self.student_head.settings.detect(predictions, proposals)
+        predictions = self.roi_heads.predict_proposals(features, proposals)
+        return self.roi_heads.settings.detect(predictions, proposals)
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise, pad and batch the images."""
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+        if any("instances" not in x for x in batched_inputs):
+            raise ValueError("training needs the key 'instances' in every input dict")
+        return [x["instances"].to(self.device) for x in batched_inputs]
+
+    def _crowd_boxes(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+        none = torch.zeros(0, 4, device=self.device)
+        return [
+            x["crowd_boxes"].tensor.to(self.device) if "crowd_boxes" in x else none
+            for x in batched_inputs
+        ]
+
+    def _sample(self, proposals: Instances) -> Tensor:
+        """Indices of the labelled proposals of one image that train the T-head: B_t (4.1)."""
+        return sample_labels(
+            proposals.gt_classes,
+            self.batch_size_per_image,
+            self.positive_fraction,
+            self.num_classes,
+        )
+
+    def _log(self, positives: Tensor, proposals: list[Instances], chosen: list[Instances]) -> None:
+        """Counts that tell whether training is healthy: a mean over the images of the batch."""
+        if not has_event_storage():
+            return
+        storage = get_event_storage()
+        for name, count in zip(self.proposal_generator.in_features, positives.tolist()):
+            storage.put_scalar(f"refine/num_positives_{name}", count / len(proposals))
+        for name, boxes in (("student", proposals), ("teacher", chosen)):
+            classes = torch.cat([x.gt_classes for x in boxes])
+            found = ((classes >= 0) & (classes < self.num_classes)).sum()
+            storage.put_scalar(f"{name}/num_foreground", int(found) / len(boxes))
+
+    def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
+        if not (self.vis_period and has_event_storage()):
+            return
+        storage = get_event_storage()
+        if storage.iter % self.vis_period == 0:
+            first = batched_inputs[0]
+            picture = draw_proposals(
+                first["image"],
+                proposals[0],
+                first["instances"].gt_boxes.tensor,
+                input_format=self.input_format,
+            )
+            storage.put_image("ground truth left, proposals right", picture.transpose(2, 0, 1))
+
+
+def _rescale(
+    results: list[Instances], batched_inputs: list[dict[str, Any]], images: ImageList
+) -> list[dict[str, Instances]]:
+    rescaled = []
+    for result, inputs, size in zip(results, batched_inputs, images.image_sizes):
+        height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
+        rescaled.append({"instances": rescale_detections(result, (height, width))})
+    return rescaled

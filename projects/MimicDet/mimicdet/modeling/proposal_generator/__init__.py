@@ -1,0 +1,5 @@
+"""The class-agnostic first stage."""
+
+from .refinement import RefinementModule
+
+__all__ = ["RefinementModule"]

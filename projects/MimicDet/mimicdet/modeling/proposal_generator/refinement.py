@@ -1,0 +1,277 @@
+"""The refinement module: class-agnostic first stage on one anchor a position (3.2)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, cat
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from ..losses import box_l1_loss, objectness_loss
+from ..postprocess import clip_boxes, select_proposals
+from ..structures import AnchorLabels, RefinementPredictions
+from ..targets import assign_anchors
+
+# Sizes of maps whose anchors are kept: about a megabyte each.
+KEPT_SIZES = 32
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class RefinementModule(nn.Module):
+    """
+    Objectness and a first box regression for every anchor, with shared weights on all levels.
+
+    Called as a Detectron2 proposal generator it returns (proposals, losses); MimicDet calls
+    `predict`, `losses` and `propose` one by one, because the S-head needs the predictions.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        in_channels: int,
+        hidden_dim: int,
+        strides: Sequence[int],
+        anchor_generator: nn.Module,
+        box2box_transform: Box2BoxTransform,
+        base_scales: Sequence[float],
+        scale_range: Sequence[float],
+        center_ratio: float,
+        match_nearest: bool,
+        cls_normalizer: str,
+        prior_prob: float,
+        nms_thresh: float,
+        pre_nms_topk: int,
+        post_nms_topk: tuple[int, int],
+        loss_weights: tuple[float, float],
+    ):
+        """
+        Args:
+            in_features, in_channels, strides: levels that it runs on, their channels and strides.
+            hidden_dim: channels of the 3x3 conv.
+            base_scales: S_l of each level, input pixels; scale_range, center_ratio, match_nearest:
+                see targets.assign_anchors.
+            cls_normalizer: "positives" or "anchors"; prior_prob: the objectness' start value.
+            nms_thresh, pre_nms_topk: NMS of the proposal set in training.
+            post_nms_topk: proposals an image in (training, evaluation).
+            loss_weights: of (objectness, box) loss.
+        """
+        super().__init__()
+        if cls_normalizer not in ("positives", "anchors"):
+            raise ValueError(
+                "MODEL.MIMICDET.REFINEMENT.CLS_NORMALIZER must be 'positives' or 'anchors', got "
+                f"{cls_normalizer!r}"
+            )
+        if list(anchor_generator.num_anchors) != [1] * len(strides):
+            raise ValueError(
+                "MODEL.ANCHOR_GENERATOR must give one anchor a position on each level of "
+                f"MODEL.RPN.IN_FEATURES {list(in_features)}, got {anchor_generator.num_anchors}"
+            )
+        self.in_features = list(in_features)
+        self.strides = list(strides)
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = box2box_transform
+        self.scale_range, self.center_ratio = tuple(scale_range), center_ratio
+        self.match_nearest = match_nearest
+        self.cls_normalizer = cls_normalizer
+        self.nms_thresh, self.pre_nms_topk = nms_thresh, pre_nms_topk
+        self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
+        self.loss_weights = loss_weights
+        self.register_buffer("base_scales", torch.tensor(base_scales), persistent=False)
+        self._kept_anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+        self.conv = Conv2d(in_channels, hidden_dim, 3, padding=1, activation=nn.ReLU())
+        self.objectness_logits = Conv2d(hidden_dim, 1, 1)
+        self.anchor_deltas = Conv2d(hidden_dim, 4, 1)
+        for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.objectness_logits.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        in_features = cfg.MODEL.RPN.IN_FEATURES
+        missing = [f for f in in_features if f not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.RPN.IN_FEATURES names {missing}, the backbone gives {list(input_shape)}"
+            )
+        shapes = [input_shape[f] for f in in_features]
+        strides = [shape.stride for shape in shapes]
+        if any(b <= a for a, b in zip(strides, strides[1:])):
+            raise ValueError(f"MODEL.RPN.IN_FEATURES {in_features} must go from fine to coarse")
+        conv_dims = cfg.MODEL.RPN.CONV_DIMS
+        if len(conv_dims) != 1:
+            raise ValueError(f"MODEL.RPN.CONV_DIMS must hold one number (3.2), got {conv_dims}")
+        keys = cfg.MODEL.MIMICDET.REFINEMENT
+        in_channels = shapes[0].channels
+        weight = cfg.MODEL.RPN.LOSS_WEIGHT
+        return {
+            "in_features": in_features,
+            "in_channels": in_channels,
+            "hidden_dim": in_channels if conv_dims[0] == -1 else conv_dims[0],
+            "strides": strides,
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.RPN.BBOX_REG_WEIGHTS),
+            "base_scales": [keys.BASE_SCALE * stride for stride in strides],
+            "scale_range": keys.SCALE_RANGE,
+            "center_ratio": keys.CENTER_RATIO,
+            "match_nearest": keys.MATCH_NEAREST,
+            "cls_normalizer": keys.CLS_NORMALIZER,
+            "prior_prob": keys.PRIOR_PROB,
+            "nms_thresh": cfg.MODEL.RPN.NMS_THRESH,
+            "pre_nms_topk": cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN,
+            "post_nms_topk": (cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TEST),
+            "loss_weights": (weight, weight * cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT),
+        }
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Detectron2's contract of a proposal generator; see `propose` and `losses`."""
+        predictions = self.predict([features[f] for f in self.in_features])
+        losses = {}
+        if self.training:
+            gt_boxes = [x.gt_boxes.tensor for x in gt_instances]
+            losses, _ = self.losses(predictions, gt_boxes, [b.new_zeros(0, 4) for b in gt_boxes])
+        return self.propose(predictions, images.image_sizes), losses
+
+    def predict(self, features: list[Tensor]) -> RefinementPredictions:
+        """features: L x (N, C, Hl, Wl)."""
+        logits, deltas, delta_maps = self.predict_maps(features)
+        anchors, anchor_levels = self._anchors(features)
+        return RefinementPredictions(
+            pred_objectness_logits=logits,
+            pred_anchor_deltas=deltas,
+            delta_maps=delta_maps,
+            anchors=anchors,
+            anchor_levels=anchor_levels,
+        )
+
+    def predict_maps(self, features: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """
+        What does not depend on anchors: logits (N, R), deltas (N, R, 4), and the deltas once more
+        as L x (N, 4, Hl, Wl); see RefinementPredictions.
+        """
+        hidden = [self.conv(x) for x in features]
+        # Boxes and their order come from these outputs: float32 also under mixed precision.
+        with torch.autocast(features[0].device.type, enabled=False):
+            hidden = [x.to(self.anchor_deltas.weight.dtype) for x in hidden]
+            delta_maps = [self.anchor_deltas(x) for x in hidden]
+            logits = [self.objectness_logits(x).flatten(1) for x in hidden]
+        deltas = cat([x.flatten(2).transpose(1, 2) for x in delta_maps], dim=1)
+        return cat(logits, dim=1), deltas, delta_maps
+
+    def _anchors(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Anchors (R, 4) and their levels (R,); those of the last few sizes of maps are kept."""
+        key = (features[0].device, *(tuple(x.shape[-2:]) for x in features))
+        found = None if torch.jit.is_tracing() else self._kept_anchors.get(key)
+        if found is not None:
+            return found
+        with torch.inference_mode(False):  # for later steps too, which may be training's
+            boxes = self.anchor_generator(features)
+            counts = torch.tensor([len(x) for x in boxes], device=features[0].device)
+            levels = torch.arange(len(boxes), device=features[0].device).repeat_interleave(counts)
+            found = Boxes.cat(boxes).tensor, levels
+        if not torch.jit.is_tracing():
+            if len(self._kept_anchors) >= KEPT_SIZES:
+                self._kept_anchors.clear()
+            self._kept_anchors[key] = found
+        return found
+
+    def losses(
+        self,
+        predictions: RefinementPredictions,
+        gt_boxes: list[Tensor],
+        crowd_boxes: list[Tensor],
+    ) -> tuple[dict[str, Tensor], AnchorLabels]:
+        """
+        Args:
+            gt_boxes: N x (Gi, 4); crowd_boxes: N x (Ci, 4).
+
+        Returns:
+            the losses loss_refine_cls and loss_refine_loc, and the assignment they come from.
+        """
+        anchors = predictions.anchors
+        labels, matched_idxs, gt_deltas = [], [], []
+        for boxes, crowds in zip(gt_boxes, crowd_boxes):
+            labels_per_image, matched = assign_anchors(
+                anchors,
+                predictions.anchor_levels,
+                boxes,
+                crowds,
+                self.base_scales,
+                self.scale_range,
+                self.center_ratio,
+                self.match_nearest,
+            )
+            positive = labels_per_image == 1
+            labels.append(labels_per_image)
+            matched_idxs.append(matched)
+            gt_deltas.append(
+                self.box2box_transform.get_deltas(anchors[positive], boxes[matched[positive]])
+            )
+        labels = torch.stack(labels)
+        positive = labels == 1
+        per_level = torch.stack(
+            [positive[:, predictions.anchor_levels == i].sum() for i in range(len(self.strides))]
+        )
+        num_positives = per_level.sum().clamp(min=len(labels))  # a tensor: int() would wait
+        cls_normalizer = num_positives if self.cls_normalizer == "positives" else labels.numel()
+        cls_weight, loc_weight = self.loss_weights
+        losses = {
+            "loss_refine_cls": cls_weight
+            * objectness_loss(predictions.pred_objectness_logits, labels, cls_normalizer),
+            "loss_refine_loc": loc_weight
+            * box_l1_loss(
+                predictions.pred_anchor_deltas[positive], torch.cat(gt_deltas), num_positives
+            ),
+        }
+        return losses, AnchorLabels(labels, torch.stack(matched_idxs), per_level)
+
+    @torch.no_grad()
+    def propose(
+        self, predictions: RefinementPredictions, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """
+        The proposal set: adjusted anchor boxes with the position they come from (4.1, 4.2).
+
+        Returns:
+            N Instances of proposal_boxes (Ri, 4) clipped to the image, objectness_logits (Ri,),
+            positions (Ri,) in [0, R) and levels (Ri,) in [0, L); best objectness first.
+        """
+        deltas = predictions.pred_anchor_deltas.float()
+        if self.training and not torch.isfinite(deltas).all():
+            raise FloatingPointError(
+                "The refinement module predicts boxes that are not finite: training has diverged."
+                " Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
+            )
+        anchors = predictions.anchors.expand(len(deltas), -1, -1).flatten(0, 1)
+        boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), anchors)
+        boxes = boxes.view_as(deltas)
+        boxes = torch.stack([clip_boxes(x, size) for x, size in zip(boxes, image_sizes)])
+        logits = predictions.pred_objectness_logits.float()
+        chosen = select_proposals(
+            boxes,
+            logits,
+            self.post_nms_topk[self.training],
+            self.nms_thresh if self.training else 1.0,
+            self.pre_nms_topk,
+        )
+        proposals = []
+        for image, (size, positions) in enumerate(zip(image_sizes, chosen)):
+            instances = Instances(size)
+            instances.proposal_boxes = Boxes(boxes[image, positions])
+            instances.objectness_logits = logits[image, positions]
+            instances.positions = positions
+            instances.levels = predictions.anchor_levels[positions]
+            proposals.append(instances)
+        return proposals

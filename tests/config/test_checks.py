@@ -1,0 +1,103 @@
+"""Every contradiction that check_config knows is found and named (validation.py)."""
+
+import pytest
+from detectron2.modeling import build_model
+
+from mimicdet import model_zoo
+from mimicdet.config import check_config
+from tests.helpers import small_cfg
+
+M = "MODEL.MIMICDET."
+STUDENT_OFF = (f"{M}STUDENT.ENABLED", False)
+TEACHER_OFF = (f"{M}TEACHER.ENABLED", False)
+MIMIC_OFF = (f"{M}MIMIC.ENABLED", False)
+SEPARATE = (f"{M}SEPARATE_TEACHER.CONFIG_FILE", "a.yaml", f"{M}SEPARATE_TEACHER.WEIGHTS", "a.pth")
+LOW, HIGH = ["p3", "p4", "p5", "p6", "p7"], ["p2", "p3", "p4", "p5", "p6"]
+
+PROBLEMS = [
+    ((*STUDENT_OFF, *TEACHER_OFF, *MIMIC_OFF), "STUDENT.ENABLED and TEACHER.ENABLED are both"),
+    ((*STUDENT_OFF, f"{M}EVAL_HEAD", "teacher"), "MIMIC.ENABLED needs STUDENT.ENABLED"),
+    (TEACHER_OFF, "MIMIC.ENABLED needs TEACHER.ENABLED or SEPARATE_TEACHER.CONFIG_FILE"),
+    (SEPARATE, "SEPARATE_TEACHER.CONFIG_FILE is set and TEACHER.ENABLED is True"),
+    ((*SEPARATE, *TEACHER_OFF, *MIMIC_OFF), "SEPARATE_TEACHER.CONFIG_FILE is set, MIMIC.ENABLED"),
+    ((*SEPARATE[:2], *TEACHER_OFF), "SEPARATE_TEACHER needs both CONFIG_FILE and WEIGHTS"),
+    (SEPARATE[2:], "SEPARATE_TEACHER needs both CONFIG_FILE and WEIGHTS"),
+    ((f"{M}EVAL_HEAD", "both"), "MODEL.MIMICDET.EVAL_HEAD is 'both'"),
+    ((*TEACHER_OFF, *MIMIC_OFF, f"{M}EVAL_HEAD", "teacher"), "EVAL_HEAD is 'teacher', whose"),
+    ((*STUDENT_OFF, *MIMIC_OFF), "EVAL_HEAD is 'student', whose"),
+    (("MODEL.PROPOSAL_GENERATOR.NAME", "RPN"), "MODEL.PROPOSAL_GENERATOR.NAME.*'RPN'"),
+    (("MODEL.ROI_HEADS.IN_FEATURES", HIGH[:4]), "MODEL.ROI_HEADS.IN_FEATURES.*one to one"),
+    (("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]), "MODEL.ANCHOR_GENERATOR.SIZES"),
+    (("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 40]] * 5), "MODEL.ANCHOR_GENERATOR.SIZES"),
+    (("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0]]), "ANCHOR_GENERATOR.ASPECT_RATIOS"),
+    ((f"{M}STUDENT.KERNEL_SIZES", [3, 5]), "STUDENT.KERNEL_SIZES"),
+    ((f"{M}TEACHER.HEAD", "wide"), "TEACHER.HEAD is 'wide'"),
+    ((f"{M}STUDENT.ALIGNMENT", "magic"), "STUDENT.ALIGNMENT is 'magic'"),
+    ((f"{M}STUDENT.DUAL_PATH", False), "STUDENT.DUAL_PATH False does not mimic.*'dual_path'"),
+    ((f"{M}TEACHER.HEAD", "heavy"), "STUDENT.DUAL_PATH True does not mimic.*'heavy'"),
+    ((f"{M}STUDENT.FEATURE_DIM", 99), "STUDENT.FEATURE_DIM 99 must equal.*FC_DIM 24"),
+    (("MODEL.ROI_HEADS.NUM_CLASSES", 0), "MODEL.ROI_HEADS.NUM_CLASSES is 0"),
+    ((f"{M}STUDENT.HARD_MINING_TOPK", 0), "STUDENT.HARD_MINING_TOPK must be at least 1"),
+    ((f"{M}STUDENT.MAX_REG_POSITIVES", 0), "STUDENT.MAX_REG_POSITIVES must be at least 1"),
+    (("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0), "BATCH_SIZE_PER_IMAGE must be at least 1"),
+    (("MODEL.RPN.POST_NMS_TOPK_TRAIN", 0), "MODEL.RPN.POST_NMS_TOPK_TRAIN must be at least 1"),
+    (("MODEL.RPN.POST_NMS_TOPK_TEST", -1), "MODEL.RPN.POST_NMS_TOPK_TEST must be at least 1"),
+    ((f"{M}REFINEMENT.SCALE_RANGE", [2.0, 1.0]), "REFINEMENT.SCALE_RANGE"),
+    ((f"{M}REFINEMENT.SCALE_RANGE", [0.0, 1.0]), "REFINEMENT.SCALE_RANGE"),
+    ((f"{M}REFINEMENT.CENTER_RATIO", 1.5), "REFINEMENT.CENTER_RATIO.*1.5"),
+    ((f"{M}REFINEMENT.SCALE_RANGE", [1.0]), "REFINEMENT.SCALE_RANGE.*two numbers"),
+    ((f"{M}REFINEMENT.PRIOR_PROB", 0.0), "REFINEMENT.PRIOR_PROB.*0.0"),
+    ((f"{M}REFINEMENT.PRIOR_PROB", 1.0), "REFINEMENT.PRIOR_PROB.*1.0"),
+    (("MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.5), "ROI_HEADS.POSITIVE_FRACTION.*1.5"),
+    (("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True), "PROPOSAL_APPEND_GT must be False"),
+]
+
+
+@pytest.mark.parametrize("opts, words", PROBLEMS, ids=[words[:40] for _, words in PROBLEMS])
+def test_contradictions_are_found_and_named(opts, words):
+    with pytest.raises(ValueError, match=words) as found:
+        check_config(small_cfg(*opts))
+    assert "MODEL." in str(found.value)
+
+
+def test_all_problems_are_told_at_once():
+    opts = (f"{M}STUDENT.KERNEL_SIZES", [3], f"{M}TEACHER.HEAD", "wide")
+    with pytest.raises(ValueError) as found:
+        check_config(small_cfg(*opts, "MODEL.ROI_HEADS.NUM_CLASSES", 0, f"{M}EVAL_HEAD", "both"))
+    lines = str(found.value).splitlines()
+    for key in ("KERNEL_SIZES", "TEACHER.HEAD", "NUM_CLASSES", "EVAL_HEAD"):
+        assert any(key in line for line in lines[1:]), key
+
+
+def test_building_checks_first():
+    with pytest.raises(ValueError, match="contradicts itself.*\n.*ALIGNMENT"):
+        build_model(small_cfg(f"{M}STUDENT.ALIGNMENT", "magic"))
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (),
+        (*TEACHER_OFF, *MIMIC_OFF),
+        MIMIC_OFF,
+        (*STUDENT_OFF, *MIMIC_OFF, f"{M}EVAL_HEAD", "teacher"),
+        (*SEPARATE, *TEACHER_OFF),
+        (f"{M}EVAL_HEAD", "teacher"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", LOW),
+        (f"{M}TEACHER.HEAD", "light", f"{M}STUDENT.DUAL_PATH", False),
+        # Features that nobody mimics need not be of one width.
+        (*MIMIC_OFF, f"{M}STUDENT.FEATURE_DIM", 99),
+    ],
+)
+def test_sound_configs_pass(opts):
+    check_config(small_cfg(*opts))
+
+
+def test_every_mimicdet_config_of_the_zoo_passes():
+    for name in model_zoo.list_configs():
+        cfg = model_zoo.get_config(name)
+        if cfg.MODEL.META_ARCHITECTURE != "MimicDet":
+            continue
+        if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+        check_config(cfg)

@@ -1,0 +1,132 @@
+"""A device that is not the CPU: no tensor is left behind."""
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from mimicdet import optimize_for_inference
+from mimicdet.distillation import Distiller, HeadMimic, Term, build_adapter, build_distiller
+from mimicdet.modeling.layers import RowLayout
+from tests import stand_in_gpu
+from tests.distillation.tiny_detectors import INPUTS, build_tiny, taught_cfg, write_teacher
+from tests.helpers import make_input, randomise_refinement, small_model
+from tests.stand_in_gpu import StandIn, real
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU: the stand-in would be in its way"
+)
+
+
+@pytest.fixture
+def forgotten():
+    """What is kept by device is forgotten before and after."""
+    RowLayout.of.cache_clear()
+    yield
+    RowLayout.of.cache_clear()
+
+
+def inputs():
+    return [make_input((96, 130)), make_input((70, 61), seed=1)]
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+@pytest.mark.parametrize(
+    "alignment, eval_head",
+    [("guided", "student"), ("deform", "student"), ("conv", "student"), ("guided", "teacher")],
+)
+def test_detections_on_a_stand_in_for_a_gpu(
+    optimized, alignment, eval_head, monkeypatch, forgotten
+):
+    opts = ["MODEL.MIMICDET.STUDENT.ALIGNMENT", alignment, "MODEL.MIMICDET.EVAL_HEAD", eval_head]
+    if alignment != "guided":
+        opts += ["MODEL.MIMICDET.STUDENT.OFFSET_INIT", "random"]
+    model = small_model(*opts).eval()
+    randomise_refinement(model, std=0.05)
+    if eval_head == "teacher":  # the T-head's features are large
+        for layer, std in (
+            (model.roi_heads.class_logits, 5e-3),
+            (model.roi_heads.box_deltas, 5e-4),
+        ):
+            layer.weight.data.normal_(std=std, generator=torch.Generator().manual_seed(1))
+    if optimized:
+        model = optimize_for_inference(model)
+    expected = model(inputs())
+    model.proposal_generator._kept_anchors.clear()
+    stand_in_gpu.move(model)
+    with stand_in_gpu.gpu(monkeypatch) as copies:
+        model(inputs())
+        copies.clear()
+        found = model(inputs())
+    for ours, theirs in zip(found, expected, strict=True):
+        ours, theirs = ours["instances"], theirs["instances"]
+        assert len(ours) == len(theirs) > 20
+        assert isinstance(ours.pred_boxes.tensor, StandIn) and isinstance(ours.scores, StandIn)
+        boxes, scores = real(ours.pred_boxes.tensor), real(ours.scores)
+        torch.testing.assert_close(boxes, theirs.pred_boxes.tensor, rtol=0, atol=0.1)
+        torch.testing.assert_close(scores, theirs.scores, rtol=0, atol=1e-4)
+    assert sum(copies.values()) <= 1  # how many positions each image has
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_losses_on_a_stand_in_for_a_gpu(sparse, monkeypatch, forgotten):
+    """One training step's losses, the mimic loss and the logs; not the backward pass."""
+    alignment = "guided" if sparse else "conv"  # dense, the others need Detectron2's CUDA operator
+    opts = ["MODEL.MIMICDET.STUDENT.SPARSE", sparse, "MODEL.MIMICDET.STUDENT.ALIGNMENT", alignment]
+    model = small_model(*opts, "MODEL.MIMICDET.STUDENT.OFFSET_INIT", "random")
+    randomise_refinement(model, std=0.05)
+    distiller = Distiller(model, [Term(HeadMimic(dual_path=True))], build_adapter(model, "BGR"))
+    distiller.train()
+    boxes = [[10.0, 10.0, 50.0, 60.0], [40.0, 20.0, 90.0, 80.0]]
+    batch = [make_input((96, 130), boxes, crowds=[[60, 0, 90, 30]]), make_input((70, 61), seed=1)]
+
+    def losses():
+        torch.manual_seed(0)
+        with torch.no_grad(), EventStorage() as storage:
+            return distiller(batch), storage.latest()
+
+    expected, expected_logs = losses()
+    model.proposal_generator._kept_anchors.clear()
+    stand_in_gpu.move(distiller)
+    with stand_in_gpu.gpu(monkeypatch):
+        found, logs = losses()
+    assert found.keys() == expected.keys() and len(found) == 8 and logs == expected_logs
+    for key, value in found.items():
+        assert isinstance(value, StandIn), key
+        torch.testing.assert_close(real(value), expected[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "ATSS", "GFL"])
+def test_teaching_on_a_stand_in_for_a_gpu(family, tmp_path, monkeypatch):
+    """The losses of every method between two detectors."""
+    methods = ["RankMimicking", "PredictionGuided", "SoftLabels", "FeatureImitation", "FineGrained"]
+    write_teacher(tmp_path, family)
+    torch.manual_seed(0)
+    distiller = build_distiller(taught_cfg(tmp_path, family, methods), build_tiny(family)).train()
+    with torch.no_grad(), EventStorage():
+        expected = distiller(INPUTS)
+    for model in (distiller, *(teacher.model for teacher in distiller.teachers)):
+        stand_in_gpu.move(model)
+    with stand_in_gpu.gpu(monkeypatch), EventStorage():
+        found = distiller(INPUTS)
+    assert found.keys() == expected.keys()
+    assert all(isinstance(value, StandIn) for value in found.values())
+    taught = [key for key in found if not key.startswith(("loss_cls", "loss_box", "loss_fcos"))]
+    assert len(taught) >= 6  # without Detectron2's own, whose normalizers are running means
+    for key in taught:
+        torch.testing.assert_close(real(found[key]), expected[key], rtol=1e-4, atol=1e-7)
+
+
+def test_the_stand_in_finds_what_is_left_on_the_cpu(monkeypatch):
+    with stand_in_gpu.gpu(monkeypatch):
+        x = torch.zeros(3, device="cuda")
+        assert isinstance(x, StandIn) and x.device.type == "cuda"
+        assert isinstance((x + 1)[x == 0], StandIn) and not isinstance(x.cpu(), StandIn)
+        assert isinstance(torch.ones(2).to(x.device), StandIn)
+        for mixed in (
+            lambda: x + torch.ones(3),
+            lambda: torch.cat([x, torch.ones(3)]),
+            lambda: x[torch.zeros(1, dtype=torch.int64)],
+            lambda: torch.ones(3)[x.long()],
+        ):
+            with pytest.raises(RuntimeError, match="tensors of the CPU"):
+                mixed()
