@@ -9,6 +9,7 @@ from mimicdet.checkpoint import MimicCheckpointer, load_weights
 from mimicdet.checkpoint.registry import file_sha256
 from mimicdet.checkpoint.student import load_deployed_cfg, read_student_metadata
 from mimicdet.commands.extract_student import main
+from mimicdet.utils.errors import UserError
 from tests.helpers import make_input, small_cfg, small_model
 
 ENDINGS = [".pth", ".safetensors"]
@@ -88,7 +89,7 @@ def test_the_data_are_not_needed_any_more(trained, student, tmp_path):
     config = str(trained[0] / "config.yaml")
     cfg, names = load_deployed_cfg(config, [*gone, "MODEL.WEIGHTS", str(student)])
     assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, names) == (3, ["a", "b", "c"])
-    with pytest.raises(FileNotFoundError, match="gone.json"):
+    with pytest.raises(UserError, match="gone.json"):
         load_deployed_cfg(config, [*gone, "MODEL.WEIGHTS", str(trained[0] / "model_final.pth")])
 
 

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from mimicdet.commands import quickstart
+from mimicdet.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -135,7 +136,7 @@ def test_a_new_run_sets_the_metrics_of_the_last_one_aside(tmp_path):
     ],
 )
 def test_a_command_line_that_cannot_work_is_refused_before_anything_is_written(changes, message):
-    with pytest.raises(quickstart.QuickstartError, match=message):
+    with pytest.raises(UserError, match=message):
         quickstart.check_arguments(make_args(**changes))
 
 
@@ -150,7 +151,7 @@ def test_a_command_line_that_cannot_work_is_refused_before_anything_is_written(c
 )
 def test_a_config_that_cannot_be_is_one_message(opts, message, tmp_path):
     stream = io.StringIO()
-    with pytest.raises(quickstart.QuickstartError, match=message):
+    with pytest.raises(UserError, match=message):
         quickstart.make_data(make_args(opts=opts, output=str(tmp_path)), stream)
 
 
@@ -211,5 +212,5 @@ def test_box_results_of_one_or_several_data_sets():
     assert quickstart.box_results({"bbox": {"AP": 1.0}}, "a") == {"AP": 1.0}
     several = {"a": {"bbox": {"AP": 1.0}}, "b": {"bbox": {"AP": 2.0}}}
     assert quickstart.box_results(several, "b") == {"AP": 2.0}
-    with pytest.raises(quickstart.QuickstartError, match="'a'"):
+    with pytest.raises(UserError, match="'a'"):
         quickstart.box_results({}, "a")

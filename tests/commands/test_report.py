@@ -139,9 +139,9 @@ def test_runs_side_by_side_show_their_differences(finished, run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "note"),
     [
-        ("metrics.json", "no metrics"),
-        (f"inference/{RESULTS}", "no detections of the student"),
-        ("config.yaml", "no config"),
+        ("metrics.json", "no metrics: {}: No such file"),
+        (f"inference/{RESULTS}", "no detections of the student: {}: No such file"),
+        ("config.yaml", "no config: there is no config file '{}'"),
         ("log.txt", None),
     ],
 )
@@ -149,7 +149,7 @@ def test_what_is_missing_is_told_on_the_page(run, name, note, tmp_path):
     (run / name).unlink()
     text = " ".join(read(write_report([run], tmp_path / "page.html")).text)
     assert ("Notes" in text) == (note is not None)
-    assert note is None or f"{note}: {run / name}: there is no such file" in text
+    assert note is None or note.format(run / name) in text
     for title in ("Curves", "Errors", "Speed", "Best and worst images"):
         assert title in text
 

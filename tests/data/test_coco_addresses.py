@@ -11,6 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from mimicdet.data import register_datasets
+from mimicdet.utils.errors import UserError
 
 
 def register(*train, test=(), num_classes=0):
@@ -47,7 +48,7 @@ def test_finds_the_image_folder(tmp_path, folder):
 
 def test_no_image_folder_lists_what_was_tried(tmp_path):
     path = write_coco(tmp_path, coco_content(), "elsewhere")
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         register(f"coco:{path}")
     for folder in ("images", "annotations/images", "annotations"):
         assert str(tmp_path / folder) in str(error.value)
@@ -56,12 +57,12 @@ def test_no_image_folder_lists_what_was_tried(tmp_path):
 
 def test_missing_files(tmp_path):
     path = write_coco(tmp_path, coco_content())
-    with pytest.raises(FileNotFoundError, match="no annotation file .*nowhere.json"):
+    with pytest.raises(UserError, match="no annotation file .*nowhere.json"):
         register(f"coco:{tmp_path / 'nowhere.json'}")
-    with pytest.raises(FileNotFoundError, match="no image folder .*nothing"):
+    with pytest.raises(UserError, match="no image folder .*nothing"):
         register(f"coco:{path}:{tmp_path / 'nothing'}")
     (tmp_path / "images" / "2.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"data\.json: 1 of 2 images .*: 2\.png"):
+    with pytest.raises(UserError, match=r"data\.json: 1 of 2 images .*: 2\.png"):
         register(f"coco:{path}")
     assert f"coco:{path}" not in DatasetCatalog
 

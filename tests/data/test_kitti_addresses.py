@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mimicdet.data import output_name, register_datasets
 from mimicdet.data.datasets.kitti import KittiObject, parse_label, read_sequences, split_by_sequence
+from mimicdet.utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BOX_3D = "1.5 1.6 3.9 1.0 1.5 20.0 0.1"
@@ -104,13 +105,13 @@ def test_faulty_lines_are_named_with_their_file(folder, line, message):
 
 
 def test_missing_files_are_named(folder):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(UserError, match="no folder .*nowhere"):
         register(f"kitti:{folder / 'nowhere'}:{folder / 'image_2'}")
-    with pytest.raises(FileNotFoundError, match="no split file .*val.txt"):
+    with pytest.raises(UserError, match="no split file .*val.txt"):
         register(address(folder, "val.txt"))
     (folder / "image_2" / "000000.png").unlink()
     (folder / "val.txt").write_text("000000\n000009\n")
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         register(address(folder, "val.txt"))
     assert "label file missing (1): 000009.txt" in str(error.value)
     assert "image missing (2): " in str(error.value)

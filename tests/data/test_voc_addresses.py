@@ -11,6 +11,7 @@ from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from mimicdet.data import register_datasets
+from mimicdet.utils.errors import UserError
 
 
 @pytest.fixture()
@@ -62,13 +63,13 @@ def test_png_and_difficult_objects_and_the_year_in_the_name(tmp_path):
 
 
 def test_missing_folders_and_splits(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(UserError, match="no folder .*nowhere"):
         register(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no split file .*test.txt.*: train, val"):
+    with pytest.raises(UserError, match="no split file .*test.txt.*: train, val"):
         register(folder, "test")
     (folder / "JPEGImages" / "b.jpeg").unlink()
     (folder / "Annotations" / "a.xml").unlink()
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         register(folder)
     message = str(error.value)
     assert "train.txt" in message

@@ -18,6 +18,7 @@ from mimicdet.distillation import (
 )
 from mimicdet.distillation.pairing import check_pair
 from mimicdet.modeling.structures import HeadPredictions
+from mimicdet.utils.errors import UserError
 from tests.helpers import (
     LOSS_KEYS,
     MIMIC_KEYS,
@@ -331,7 +332,7 @@ def test_a_teacher_of_a_mimicdet_can_teach_too():
 def test_missing_teacher_files_are_named(teacher_files, missing):
     folder, _ = teacher_files
     (folder / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=f"SEPARATE_TEACHER.*{missing}"):
+    with pytest.raises(UserError, match=f"SEPARATE_TEACHER.*{missing}"):
         build_separate_teacher(small_cfg(*separate_opts(folder)))
 
 

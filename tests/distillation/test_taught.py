@@ -10,6 +10,7 @@ from detectron2.utils.events import EventStorage
 from mimicdet import DISTILLATION_REGISTRY, DistillationMethod, build_distiller
 from mimicdet.config import load_config
 from mimicdet.distillation import DistillationState, RankMimicking, Term
+from mimicdet.utils.errors import UserError
 from tests.distillation.tiny_detectors import (
     INPUTS,
     build_tiny,
@@ -393,7 +394,7 @@ def test_both_ranks_off_is_an_error(folder):
 def test_files_that_are_missing(tmp_path, name, key):
     write_teacher(tmp_path, "RetinaNet")
     (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"DISTILLATION.TEACHER.{key}.*{name}"):
+    with pytest.raises(UserError, match=f"DISTILLATION.TEACHER.{key}.*{name}"):
         distiller_of(taught_cfg(tmp_path, "RetinaNet", ["SoftLabels"]))
 
 

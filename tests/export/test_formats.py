@@ -19,7 +19,8 @@ from mimicdet.export import (
 )
 from mimicdet.export.metadata import read_metadata
 from mimicdet.export.resize import ResizingDetector, add_resize, resized_shape
-from mimicdet.export.verify import ExportMismatch, to_batch, verify
+from mimicdet.export.verify import to_batch, verify
+from mimicdet.utils.errors import UserError
 from tests.export.conftest import (
     CLASS_NAMES,
     assert_runs_alike,
@@ -186,11 +187,11 @@ def test_an_older_file_survives_a_failure(student, tmp_path, monkeypatch):
     output.write_text("older")
 
     def fail(*_):
-        raise ExportMismatch("no")
+        raise UserError("no")
 
     monkeypatch.setattr(writer, "verify", fail)
     cfg = small_cfg("MODEL.WEIGHTS", str(student.weights))
-    with pytest.raises(ExportMismatch):
+    with pytest.raises(UserError, match="no"):
         export_model(cfg, CLASS_NAMES, output, ExportOptions("torchscript"))
     assert output.read_text() == "older" and list(tmp_path.iterdir()) == [output]
 

@@ -9,7 +9,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from mimicdet_runtime import Detector, InputError, read_image
+from mimicdet_runtime import Detector, UserError, read_image
 from mimicdet_runtime.detections import Detections, rescale
 from mimicdet_runtime.detector import make_batch
 from mimicdet_runtime.drawing import class_color, draw_detections
@@ -70,7 +70,7 @@ def test_a_model_that_resizes_gets_the_image_as_it_is(tmp_path):
     detector = Detector(model)
     assert detector(grey(101, 37, 51)).boxes[0] == pytest.approx([9.25, 25.25, 27.75, 75.75])
     assert make_batch([grey(101, 37, 51)], detector.info)["images"].shape == (1, 3, 101, 37)
-    with pytest.raises(InputError, match="one image a run"):
+    with pytest.raises(UserError, match="one image a run"):
         detector.detect([grey(8, 8, 1)] * 2)
 
 
@@ -101,7 +101,7 @@ def test_coco_records():
     "image", [None, np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)]
 )
 def test_what_is_no_image_is_refused(model_file, image):
-    with pytest.raises(InputError, match="an image has to be"):
+    with pytest.raises(UserError, match="an image has to be"):
         Detector(model_file)(image)
 
 
@@ -109,23 +109,23 @@ def test_what_is_no_image_is_refused(model_file, image):
 
 
 def test_missing_model_and_garbage(tmp_path):
-    with pytest.raises(InputError, match="none.onnx: no such file"):
+    with pytest.raises(UserError, match="none.onnx: no such file"):
         Detector(tmp_path / "none.onnx")
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"not a model")
-    with pytest.raises(InputError, match="bad.onnx: ONNX Runtime cannot load it") as error:
+    with pytest.raises(UserError, match="bad.onnx: ONNX Runtime cannot load it") as error:
         Detector(bad)
     assert "\n" not in str(error.value)
 
 
 def test_models_of_others_are_refused(tmp_path, model_file):
     other = write_mock(tmp_path / "other.onnx", key="someone")
-    with pytest.raises(InputError, match="not written by MimicDet's export"):
+    with pytest.raises(UserError, match="not written by MimicDet's export"):
         Detector(other)
     model = onnx.load(model_file)
     model.graph.input[1].name = model.graph.node[0].input[0] = "shapes"
     onnx.save(model, other)
-    with pytest.raises(InputError, match="not those of a MimicDet model"):
+    with pytest.raises(UserError, match="not those of a MimicDet model"):
         Detector(other)
 
 
@@ -139,12 +139,12 @@ def test_models_of_others_are_refused(tmp_path, model_file):
     ],
 )
 def test_damaged_metadata_are_named(metadata, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         parse_metadata({"mimicdet": metadata}, "m.onnx")
 
 
 def test_unknown_device(model_file):
-    with pytest.raises(InputError, match="choose one of cpu, cuda"):
+    with pytest.raises(UserError, match="choose one of cpu, cuda"):
         Detector(model_file, device="tpu")
 
 
@@ -181,11 +181,11 @@ def test_grey_and_transparent_images_become_bgr(tmp_path):
 
 
 def test_unreadable_images_are_named(tmp_path):
-    with pytest.raises(InputError, match="none.jpg: No such file"):
+    with pytest.raises(UserError, match="none.jpg: No such file"):
         read_image(tmp_path / "none.jpg")
     for name, content in (("empty.jpg", b""), ("text.jpg", b"hello")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=f"{name}: not an image"):
+        with pytest.raises(UserError, match=f"{name}: not an image"):
             read_image(tmp_path / name)
 
 

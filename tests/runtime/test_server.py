@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mimicdet_runtime import Detector, InputError, server
+from mimicdet_runtime import Detector, UserError, server
 from mimicdet_runtime.server import Models, PageServer
 from tests.runtime.mock_model import make_metadata, write_mock
 
@@ -151,6 +151,6 @@ def test_a_failing_model_does_not_end_the_server(model_file, capsys):
 
 
 def test_a_port_in_use_is_one_line(page):
-    with pytest.raises(InputError, match="cannot listen at 127.0.0.1"):
+    with pytest.raises(UserError, match="cannot listen at 127.0.0.1"):
         server.serve(Models(None), "127.0.0.1", page.server_port)
     assert Path(server.__file__).with_name("static").is_dir()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mimicdet.utils.errors import UserError
 from mimicdet.visualization.curves import build_figure, plot_curves, read_metrics
 
 
@@ -78,7 +79,7 @@ def test_a_file_without_records_is_an_error_that_names_it(tmp_path, content):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="none.json"):
         plot_curves(tmp_path / "none.json", tmp_path / "curves.png")
 
 

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from mimicdet.utils.drawing import class_color, place_label
+from mimicdet.utils.errors import UserError
 from mimicdet.visualization import detection_grid, draw_detections
 from mimicdet.visualization.grid import pick_evenly
 
@@ -207,7 +208,7 @@ def test_results_of_other_data_are_refused(dataset, tmp_path):
     (tmp_path / "broken.json").write_text("[{")
     with pytest.raises(ValueError, match="broken.json"):
         detection_grid(dataset, tmp_path / "broken.json")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="none.json"):
         detection_grid(dataset, tmp_path / "none.json")
 
 

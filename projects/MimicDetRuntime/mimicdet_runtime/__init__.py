@@ -18,16 +18,16 @@ from .version import __version__
 if TYPE_CHECKING:
     from .detections import Detections
     from .detector import Detector
-    from .errors import InputError
+    from .errors import UserError
     from .images import read_image
     from .metadata import ModelInfo
 
-__all__ = ["Detections", "Detector", "InputError", "ModelInfo", "__version__", "read_image"]
+__all__ = ["Detections", "Detector", "UserError", "ModelInfo", "__version__", "read_image"]
 
 _HOMES = {
     "Detections": "detections",
     "Detector": "detector",
-    "InputError": "errors",
+    "UserError": "errors",
     "ModelInfo": "metadata",
     "read_image": "images",
 }

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import InputError
+from .errors import UserError
 from .version import __version__
 
 EXIT_SOME_FAILED = 1
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
-    except InputError as error:
+    except UserError as error:
         print(f"mimicdet: error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"mimicdet: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
@@ -113,10 +113,10 @@ def _detect(args: argparse.Namespace) -> int:
         for file in files:
             drawing_path(file, output)
     if video is not None and args.resume:
-        raise InputError("--resume is for images; a video is done in one go")
+        raise UserError("--resume is for images; a video is done in one go")
     detector = Detector(args.model, args.device, args.threads or 0)
     if detector.info.includes_resize and args.batch > 1:
-        raise InputError(f"{args.model}: resizes inside the graph, so --batch has to be 1")
+        raise UserError(f"{args.model}: resizes inside the graph, so --batch has to be 1")
     header = {
         "weights_sha256": detector.info.written.get("weights_sha256"),
         "score": args.score,
@@ -169,7 +169,7 @@ def _detect_video(detector, path, output, writer, args) -> int:
 
     target = output / f"{path.stem}.mp4"
     if not args.no_draw and target.resolve() == path.resolve():
-        raise InputError(f"{target}: the drawing would replace the video; choose another output")
+        raise UserError(f"{target}: the drawing would replace the video; choose another output")
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(contextlib.closing(VideoReader(path)))
         drawn = stack.enter_context(VideoWriter(target, video.frames_per_second))
@@ -183,5 +183,5 @@ def _detect_video(detector, path, output, writer, args) -> int:
             return True
 
         if run_on_video(detector, video, handle, progress) == 0:
-            raise InputError(f"{path}: no frame could be read")
+            raise UserError(f"{path}: no frame could be read")
     return 0

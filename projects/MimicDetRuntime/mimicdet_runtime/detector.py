@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .detections import Detections, rescale
-from .errors import InputError
+from .errors import UserError
 from .metadata import ModelInfo, parse_metadata
 from .resize import resize_bilinear
 
@@ -44,7 +44,7 @@ class Detector:
             name: how messages call the model; None: its path.
 
         Raises:
-            InputError: no such file, not MimicDet's, or the device is not to be had.
+            UserError: no such file, not MimicDet's, or the device is not to be had.
         """
         self.name = name or (str(model) if not isinstance(model, bytes) else "the model")
         self._session = _open_session(model, self.name, device, threads)
@@ -53,7 +53,7 @@ class Detector:
         inputs = {entry.name for entry in self._session.get_inputs()}
         outputs = {entry.name for entry in self._session.get_outputs()}
         if inputs != _INPUTS or not outputs.issuperset(_OUTPUTS):
-            raise InputError(
+            raise UserError(
                 f"{self.name}: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not "
                 "those of a MimicDet model"
             )
@@ -71,7 +71,7 @@ class Detector:
             image: (H, W, 3) uint8, BGR as OpenCV reads it.
 
         Raises:
-            InputError: the array is no such image.
+            UserError: the array is no such image.
         """
         return self.detect([image])[0]
 
@@ -83,12 +83,12 @@ class Detector:
             images: each (H, W, 3) uint8 BGR; sizes may differ.
 
         Raises:
-            InputError: an array is no such image, or a model that resizes inside gets several.
+            UserError: an array is no such image, or a model that resizes inside gets several.
         """
         for image in images:
             _check_image(image)
         if self.info.includes_resize and len(images) > 1:
-            raise InputError(f"{self.name}: resizes inside the graph, so it takes one image a run")
+            raise UserError(f"{self.name}: resizes inside the graph, so it takes one image a run")
         if not images:
             return []
         resized = [self._resized(image) for image in images]
@@ -144,22 +144,22 @@ def make_batch(images: Sequence[np.ndarray], info: ModelInfo) -> dict[str, np.nd
 def _check_image(image: Any) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
-        raise InputError(f"an image has to be a uint8 array, not {kind}")
+        raise UserError(f"an image has to be a uint8 array, not {kind}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(f"an image has to be of shape (H, W, 3), not {image.shape}")
+        raise UserError(f"an image has to be of shape (H, W, 3), not {image.shape}")
 
 
 def _open_session(model: Any, name: str, device: str, threads: int) -> Any:
     if device not in _PROVIDERS:
-        raise InputError(f"device {device!r}: choose one of {', '.join(DEVICES)}")
+        raise UserError(f"device {device!r}: choose one of {', '.join(DEVICES)}")
     if not isinstance(model, bytes) and not Path(model).is_file():
-        raise InputError(f"{name}: no such file")
+        raise UserError(f"{name}: no such file")
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError(f"onnxruntime is needed (pip install onnxruntime): {error}") from error
+        raise UserError(f"onnxruntime is needed (pip install onnxruntime): {error}") from error
     if _PROVIDERS[device] not in onnxruntime.get_available_providers():
-        raise InputError(
+        raise UserError(
             f"--device {device}: this onnxruntime has only "
             f"{', '.join(onnxruntime.get_available_providers())} (pip install onnxruntime-gpu)"
         )
@@ -175,4 +175,4 @@ def _open_session(model: Any, name: str, device: str, threads: int) -> Any:
     # Its errors share no base class but Exception.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name}: ONNX Runtime cannot load it: {reason}") from error
+        raise UserError(f"{name}: ONNX Runtime cannot load it: {reason}") from error

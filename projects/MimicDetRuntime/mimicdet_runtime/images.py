@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
+from .errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -39,7 +39,7 @@ def find_images(
         output: folder of results; what lies in it is left out of the folders given.
 
     Raises:
-        InputError: an input is missing, a folder holds no image, or two images share a name.
+        UserError: an input is missing, a folder holds no image, or two images share a name.
     """
     found: dict[str, ImageFile] = {}
     output = output.resolve() if output else None
@@ -47,15 +47,15 @@ def find_images(
         if given.is_dir():
             files = _images_below(given, output)
             if not files:
-                raise InputError(f"{given}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+                raise UserError(f"{given}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
         elif given.is_file():
             files = [ImageFile(given, given.name)]
         else:
-            raise InputError(f"{given}: no such file or folder")
+            raise UserError(f"{given}: no such file or folder")
         for file in files:
             other = found.setdefault(file.name, file)
             if other.path.resolve() != file.path.resolve():
-                raise InputError(f"{other.path} and {file.path}: two images named {file.name}")
+                raise UserError(f"{other.path} and {file.path}: two images named {file.name}")
     return list(found.values())
 
 
@@ -74,14 +74,14 @@ def import_cv2():
     """OpenCV, imported at first use, with a limit on the size of images.
 
     Raises:
-        InputError: it is not installed or lacks a library of the system.
+        UserError: it is not installed or lacks a library of the system.
     """
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a broken file is reported by us
     try:
         import cv2
     except ImportError as error:
-        raise InputError(
+        raise UserError(
             f"OpenCV is needed (pip install opencv-python-headless): {error}"
         ) from error
     return cv2
@@ -95,7 +95,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        InputError: it is no image that OpenCV reads; the message holds `name`.
+        UserError: it is no image that OpenCV reads; the message holds `name`.
     """
     cv2 = import_cv2()
     image = None
@@ -105,7 +105,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         except cv2.error:
             pass  # what it says is about its own source files
     if image is None:
-        raise InputError(f"{name}: not an image that can be read")
+        raise UserError(f"{name}: not an image that can be read")
     return image
 
 
@@ -117,12 +117,12 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        InputError: the file is missing or no image.
+        UserError: the file is missing or no image.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise UserError(f"{path}: {error.strerror or error}") from error
     return decode_image(data, str(path))
 
 
@@ -143,13 +143,13 @@ def split_inputs(inputs: Sequence[str]) -> tuple[Path | None, Sequence[str]]:
     (the video, no images) or (None, the images' paths).
 
     Raises:
-        InputError: a video among other inputs, or one that is missing.
+        UserError: a video among other inputs, or one that is missing.
     """
     videos = [given for given in inputs if is_video(given) and not Path(given).is_dir()]
     if not videos:
         return None, inputs
     if len(inputs) > 1:
-        raise InputError(f"{videos[0]}: a video has to be the only input")
+        raise UserError(f"{videos[0]}: a video has to be the only input")
     if not Path(videos[0]).is_file():
-        raise InputError(f"{videos[0]}: no such file")
+        raise UserError(f"{videos[0]}: no such file")
     return Path(videos[0]), []

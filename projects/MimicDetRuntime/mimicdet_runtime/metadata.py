@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import InputError
+from .errors import UserError
 
 METADATA_KEY = "mimicdet"
 FORMAT_VERSION = 1
@@ -60,27 +60,25 @@ def parse_metadata(metadata: Mapping[str, str], model: str) -> ModelInfo:
         model: how messages call the file.
 
     Raises:
-        InputError: the file was not written by MimicDet's export, is of a later format, or a key
+        UserError: the file was not written by MimicDet's export, is of a later format, or a key
             is missing or of a wrong kind.
     """
     if METADATA_KEY not in metadata:
-        raise InputError(
-            f"{model}: not written by MimicDet's export (no metadata '{METADATA_KEY}')"
-        )
+        raise UserError(f"{model}: not written by MimicDet's export (no metadata '{METADATA_KEY}')")
     try:
         written = json.loads(metadata[METADATA_KEY])
         version = written["format_version"]
         if version != FORMAT_VERSION:
-            raise InputError(
+            raise UserError(
                 f"{model}: format version {version}; this runtime reads version {FORMAT_VERSION}"
             )
         return _model_info(written)
     except KeyError as error:
-        raise InputError(f"{model}: its metadata lack {error}") from error
-    except InputError:
+        raise UserError(f"{model}: its metadata lack {error}") from error
+    except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"{model}: its metadata are damaged: {error}") from error
+        raise UserError(f"{model}: its metadata are damaged: {error}") from error
 
 
 def _model_info(written: Mapping[str, Any]) -> ModelInfo:

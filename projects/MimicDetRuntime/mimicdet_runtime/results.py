@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .detections import Detections
-from .errors import InputError
+from .errors import UserError
 
 RECORD = "detections.jsonl"
 RESULTS = "results.json"
@@ -30,7 +30,7 @@ class ResultWriter:
             resume: keep the record of an earlier run; its header has to be the same.
 
         Raises:
-            InputError: there is a record of another header.
+            UserError: there is a record of another header.
             OSError: the folder cannot be written to.
         """
         self._folder = folder
@@ -76,7 +76,7 @@ class ResultWriter:
     def _take_over(self, path: Path, lines: list[dict[str, Any]], header: dict[str, Any]) -> None:
         different = [key for key in header if lines[0].get(key) != header[key]]
         if different:
-            raise InputError(
+            raise UserError(
                 f"{path}: made with another {', '.join(different)}; without --resume it is replaced"
             )
         for line in lines[1:]:
@@ -90,7 +90,7 @@ def _complete_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise InputError(f"{path}: damaged: {error}") from error
+        raise UserError(f"{path}: damaged: {error}") from error
 
 
 def _to_line(content: dict[str, Any]) -> str:

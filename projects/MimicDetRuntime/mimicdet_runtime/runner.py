@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from .detections import Detections
-from .errors import InputError
+from .errors import UserError
 from .images import ImageFile, read_image
 from .progress import Progress
 
@@ -27,11 +27,11 @@ def drawing_path(file: ImageFile, output: Path) -> Path:
     Where the picture of `file` with its boxes goes in the folder `output`.
 
     Raises:
-        InputError: that is the input itself.
+        UserError: that is the input itself.
     """
     target = output / file.name
     if target.resolve() == file.path.resolve():
-        raise InputError(f"{target}: the drawing would replace the image; choose another output")
+        raise UserError(f"{target}: the drawing would replace the image; choose another output")
     return target
 
 
@@ -57,7 +57,7 @@ def run_on_images(
         for file in files:
             try:
                 yield file, read_image(file.path)
-            except InputError as error:
+            except UserError as error:
                 problems.append(str(error))
                 progress.say(f"skipped: {error}")
                 progress.advance()

@@ -30,7 +30,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from .detections import Detections
-from .errors import InputError
+from .errors import UserError
 from .images import decode_image
 
 MAX_IMAGE_BYTES = 32 * 2**20
@@ -95,10 +95,10 @@ class Models:
         Load a model from a path or from the content of a file; of uploads the newest four stay.
 
         Raises:
-            InputError: it cannot be loaded.
+            UserError: it cannot be loaded.
         """
         if self._load is None:
-            raise InputError("this server takes no models")
+            raise UserError("this server takes no models")
         return self.put(self._load(source, name), name, uploaded)
 
     def put(self, model: ServedModel, name: str, uploaded: bool = False) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             work(url.path, query)
         except RequestError as error:
             self._send_json({"error": str(error)}, error.status)
-        except InputError as error:
+        except UserError as error:
             self._send_json({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
         except (ConnectionError, TimeoutError):
             self.close_connection = True
@@ -330,12 +330,12 @@ def serve(models: Models, host: str, port: int) -> None:
     Print the address and answer until Ctrl-C.
 
     Raises:
-        InputError: the address cannot be had.
+        UserError: the address cannot be had.
     """
     try:
         server = PageServer(models, host, port)
     except (OSError, OverflowError) as error:
-        raise InputError(f"cannot listen at {host}:{port}: {error}") from error
+        raise UserError(f"cannot listen at {host}:{port}: {error}") from error
     with server:
         print(f"Open {server.address} in a browser; Ctrl-C stops.", flush=True)
         try:

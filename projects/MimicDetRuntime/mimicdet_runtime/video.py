@@ -6,7 +6,7 @@ from types import TracebackType
 
 import numpy as np
 
-from .errors import InputError
+from .errors import UserError
 from .images import import_cv2
 
 
@@ -19,7 +19,7 @@ class VideoReader:
         num_frames: as the file says; 0 where it does not.
 
     Raises:
-        InputError: the source cannot be opened.
+        UserError: the source cannot be opened.
     """
 
     def __init__(self, source: Path | int) -> None:
@@ -27,7 +27,7 @@ class VideoReader:
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             what = f"camera {source}" if isinstance(source, int) else str(source)
-            raise InputError(f"{what}: cannot be opened as a video")
+            raise UserError(f"{what}: cannot be opened as a video")
         self.frames_per_second = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.num_frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
 
@@ -49,7 +49,7 @@ class VideoWriter:
     Writes frames to an .mp4 file; the first frame sets the size. A context manager.
 
     Raises (on the first frame):
-        InputError: the file cannot be written.
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
@@ -68,7 +68,7 @@ class VideoWriter:
         codec = cv2.VideoWriter_fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(self._path), codec, self._frames_per_second, (width, height))
         if not writer.isOpened():
-            raise InputError(f"{self._path}: cannot be written as a video")
+            raise UserError(f"{self._path}: cannot be written as a video")
         return writer
 
     def __enter__(self) -> "VideoWriter":

@@ -6,6 +6,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 
 from mimicdet.engine import Predictor, setup_cfg
+from mimicdet.utils.errors import UserError
 
 
 def noise(height, width, seed=0):
@@ -69,5 +70,5 @@ def test_options_reach_the_optimized_model(make_cfg):
 def test_a_checkpoint_is_needed(make_cfg):
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         Predictor(make_cfg("MODEL.WEIGHTS", ""))
-    with pytest.raises(FileNotFoundError, match="none.pth"):
+    with pytest.raises(UserError, match="none.pth"):
         Predictor(make_cfg("MODEL.WEIGHTS", "none.pth"))

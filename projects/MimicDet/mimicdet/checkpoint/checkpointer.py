@@ -5,6 +5,7 @@ import os
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from ..utils.errors import UserError
 from .registry import fetch
 
 
@@ -47,13 +48,13 @@ class MimicCheckpointer(DetectionCheckpointer):
     def _check_readable(self, path: str) -> None:
         plain = path.split("?")[0]
         if "://" not in plain and not os.path.isfile(plain):
-            raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path!r}")
+            raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {path!r}")
         try:
             fetch(plain)
         except ValueError:  # it is not what was published
             raise
         except Exception as error:  # a download fails in as many ways as there are protocols
-            raise FileNotFoundError(f"MODEL.WEIGHTS: {path!r} cannot be had: {error}") from error
+            raise UserError(f"MODEL.WEIGHTS: {path!r} cannot be had: {error}") from error
 
     def _load_file(self, filename: str):
         try:
@@ -64,20 +65,20 @@ class MimicCheckpointer(DetectionCheckpointer):
             return super()._load_file(filename)
         except Exception as error:  # a file that is none fails in as many ways as there are formats
             reason = str(error).split(". ")[0].splitlines()[:1] or [type(error).__name__]
-            raise ValueError(
+            raise UserError(
                 f"{self._path} is no checkpoint that can be read: {reason[0]}"
             ) from error
 
     def _load_model(self, checkpoint):
         if not isinstance(checkpoint["model"], dict):
-            raise ValueError(f"{self._path} holds no state_dict under the key 'model'")
+            raise UserError(f"{self._path} holds no state_dict under the key 'model'")
         theirs = sorted(map(str, checkpoint["model"]))
         incompatible = super()._load_model(checkpoint)
         # Parameters, not buffers: PyTorch makes up a batch norm's counter where a file has none.
         wanted = {name for name, _ in self.model.named_parameters()}
         reshaped = {item[0] for item in incompatible.incorrect_shapes}
         if wanted and not wanted - set(incompatible.missing_keys) - reshaped:
-            raise ValueError(
+            raise UserError(
                 f"{self._path} is a checkpoint of another architecture: none of its "
                 f"{len(theirs)} entries fits a parameter of the model "
                 f"(it has {_some(theirs)}; the model {_some(sorted(wanted))})"
@@ -95,7 +96,7 @@ class MimicCheckpointer(DetectionCheckpointer):
             if needed(key)
         ]
         if missing or shapes:
-            raise ValueError(
+            raise UserError(
                 f"{self._path} does not fit the model. "
                 + (f"Missing: {_some(missing)}. " if missing else "")
                 + (f"Other shapes: {_some(shapes)}. " if shapes else "")

@@ -14,6 +14,8 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
+from ..utils.errors import UserError
+
 REGISTRY_FILE = Path(__file__).with_name("registry.json")
 FILE_KINDS = ("checkpoint", "onnx")
 
@@ -26,14 +28,14 @@ def read_registry() -> dict[str, dict[str, Any]]:
 def check_registry(entries: Any) -> dict[str, dict[str, Any]]:
     """The entries as they are; ValueError that names the entry and what it lacks."""
     if not isinstance(entries, dict):
-        raise ValueError("the registry must be a JSON object of entries by config name")
+        raise UserError("the registry must be a JSON object of entries by config name")
     for name, entry in entries.items():
         if not isinstance(entry, dict) or "checkpoint" not in entry:
-            raise ValueError(f"registry entry {name!r} has no 'checkpoint'")
+            raise UserError(f"registry entry {name!r} has no 'checkpoint'")
         for kind in FILE_KINDS:
             file = entry.get(kind, {"url": "-", "sha256": "0" * 64})
             if not file.get("url") or len(file.get("sha256", "")) != 64:
-                raise ValueError(f"registry entry {name!r}: {kind} needs a url and its sha256")
+                raise UserError(f"registry entry {name!r}: {kind} needs a url and its sha256")
     return entries
 
 
@@ -64,7 +66,7 @@ def verify_download(address: str, path: str | Path) -> None:
         return
     found = file_sha256(path)
     if found != wanted:
-        raise ValueError(
+        raise UserError(
             f"{address}: the copy {path} has SHA-256 {found}, the registry says {wanted}. "
             "Remove the copy to have it fetched again"
         )

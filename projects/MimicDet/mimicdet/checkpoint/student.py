@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from ..config import load_config
 from ..data import register_datasets
+from ..utils.errors import UserError
 from .registry import fetch, file_sha256
 
 # The T-head; the optimizer's and the trainer's state lie outside the checkpoint's "model".
@@ -35,16 +36,16 @@ def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: s
             student, or values that are not finite; an output of another ending.
     """
     if Path(output).suffix not in ENDINGS:
-        raise ValueError(f"--output: {output!r} must end in one of {ENDINGS}")
+        raise UserError(f"--output: {output!r} must end in one of {ENDINGS}")
     if not Path(output).resolve().parent.is_dir():
-        raise FileNotFoundError(f"--output: there is no folder for {output!r}")
+        raise UserError(f"--output: there is no folder for {output!r}")
     state = _state_dict(source)
     state = {k: v.contiguous() for k, v in state.items() if not k.startswith(DROPPED)}
     if not any(key.startswith("student_head.") for key in state):
-        raise ValueError(f"{source} holds no student: it has no parameter student_head.*")
+        raise UserError(f"{source} holds no student: it has no parameter student_head.*")
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{source}: {name} holds values that are not finite")
+            raise UserError(f"{source}: {name} holds values that are not finite")
     metadata = {
         "format_version": 1,
         "class_names": class_names,
@@ -91,14 +92,14 @@ def load_deployed_cfg(config_file: str, opts: list[str]) -> tuple[CfgNode, list[
     """
     cfg = load_config(config_file, opts)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint")
+        raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
     if "://" not in cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {cfg.MODEL.WEIGHTS!r}")
+        raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {cfg.MODEL.WEIGHTS!r}")
     cfg.MODEL.WEIGHTS = fetch(cfg.MODEL.WEIGHTS)
     try:
         metadata = read_student_metadata(cfg.MODEL.WEIGHTS)
     except Exception as error:  # a file that is none fails in as many ways as there are formats
-        raise ValueError(f"{cfg.MODEL.WEIGHTS} is no checkpoint that can be read") from error
+        raise UserError(f"{cfg.MODEL.WEIGHTS} is no checkpoint that can be read") from error
     if metadata is not None:
         names = list(metadata["class_names"])
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
@@ -108,7 +109,7 @@ def load_deployed_cfg(config_file: str, opts: list[str]) -> tuple[CfgNode, list[
         classes = MetadataCatalog.get(name).as_dict().get("thing_classes")
         if classes:
             return cfg, list(classes)
-    raise ValueError("the classes' names are not known: no data set in DATASETS.TRAIN or TEST")
+    raise UserError("the classes' names are not known: no data set in DATASETS.TRAIN or TEST")
 
 
 def _state_dict(path: str) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..engine import setup_cfg
-from ..utils.errors import error_text
+from ..utils.errors import UserError, error_text
 from ..visualization.curves import read_metrics
 
 # Results of a config: seed -> metric -> value in percent.
@@ -52,10 +52,10 @@ def plan_runs(
     for what, values in (("config", names), ("seed", list(seeds))):
         twice = sorted({str(x) for x in values if values.count(x) > 1})
         if twice:
-            raise ValueError(f"{what} {', '.join(twice)} is named twice")
+            raise UserError(f"{what} {', '.join(twice)} is named twice")
     own = sorted(set(opts[::2]) & set(_OWN_KEYS))
     if own:
-        raise ValueError(f"{', '.join(own)}: set by the comparison, see --seeds and --output")
+        raise UserError(f"{', '.join(own)}: set by the comparison, see --seeds and --output")
     runs = []
     for seed in seeds:
         for file, name in zip(config_files, names):
@@ -69,7 +69,7 @@ def check_settings(run: PlannedRun) -> None:
     """Raise ValueError where the folder holds a run with other settings."""
     path = run.folder / "config.yaml"
     if path.is_file() and path.read_text() != run.cfg.dump():
-        raise ValueError(
+        raise UserError(
             f"{run.folder} holds a run with other settings: remove it, or choose another --output"
         )
 
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         if args.jobs < 1:
-            raise ValueError("--jobs must be at least 1")
+            raise UserError("--jobs must be at least 1")
         runs = plan_runs(args.config_files, args.seeds, args.output, args.opts)
         for run in runs:
             check_settings(run)

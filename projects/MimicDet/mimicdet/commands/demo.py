@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mimicdet_runtime import Detections, InputError
+from mimicdet_runtime import Detections
 from mimicdet_runtime.drawing import draw_detections
 from mimicdet_runtime.images import IMAGE_SUFFIXES, ImageFile, find_images, write_image
 from mimicdet_runtime.progress import Progress
@@ -21,7 +21,7 @@ from mimicdet_runtime.video import VideoReader, VideoWriter
 from ..engine import Predictor, setup_cfg
 from ..export.optimize import PRECISIONS
 from ..utils.allocator import keep_freed_memory
-from ..utils.errors import error_text
+from ..utils.errors import UserError, error_text
 
 _ESCAPE = 27
 _WINDOW = "MimicDet (Esc: stop)"
@@ -59,7 +59,7 @@ def load_predictor(config_file: str, opts: Sequence[str], **options: Any) -> Pre
         options: Predictor's.
 
     Raises:
-        InputError: config, data sets, device or checkpoint cannot be used.
+        UserError: config, data sets, device or checkpoint cannot be used.
     """
     try:
         cfg = setup_cfg(config_file, list(opts))
@@ -67,7 +67,7 @@ def load_predictor(config_file: str, opts: Sequence[str], **options: Any) -> Pre
             keep_freed_memory()
         return Predictor(cfg, **options)
     except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
-        raise InputError(error_text(error)) from error
+        raise UserError(error_text(error)) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return _run(args)
-    except InputError as error:
+    except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"demo: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
@@ -163,7 +163,7 @@ def image_targets(
     The images of files, folders and patterns, each with the file to draw to; None: a window.
 
     Raises:
-        InputError: nothing is found, or a drawing would replace its image or another drawing.
+        UserError: nothing is found, or a drawing would replace its image or another drawing.
     """
     found = [path for given in inputs for path in _expand(given)]
     files = find_images(found, output)
@@ -172,7 +172,7 @@ def image_targets(
     if output.suffix.lower() not in IMAGE_SUFFIXES or output.is_dir():
         return [(file, drawing_path(file, output)) for file in files]
     if len(files) > 1:
-        raise InputError(f"--output {output} is one file, but there are {len(files)} images")
+        raise UserError(f"--output {output} is one file, but there are {len(files)} images")
     drawing_path(ImageFile(files[0].path, output.name), output.parent)
     return [(files[0], output)]
 
@@ -183,7 +183,7 @@ def _expand(given: str) -> list[str]:
         return [expanded]
     matches = sorted(glob.glob(expanded, recursive=True))
     if not matches:
-        raise InputError(f"{given}: no such file or folder, and no file fits it as a pattern")
+        raise UserError(f"{given}: no such file or folder, and no file fits it as a pattern")
     return matches
 
 
@@ -212,7 +212,7 @@ def detect_video(detector: CheckpointDetector, video: VideoReader, target: Path 
     Draw a video's detections to the file `target`, or show them in a window if it is None.
 
     Raises:
-        InputError: the video has no frame that can be read, or cannot be written.
+        UserError: the video has no frame that can be read, or cannot be written.
     """
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
@@ -228,7 +228,7 @@ def detect_video(detector: CheckpointDetector, video: VideoReader, target: Path 
             return True
 
         if run_on_video(detector, video, handle, progress) == 0:
-            raise InputError("the video has no frame that can be read")
+            raise UserError("the video has no frame that can be read")
 
 
 def _show(picture: np.ndarray, wait: int) -> bool:
@@ -237,4 +237,4 @@ def _show(picture: np.ndarray, wait: int) -> bool:
         cv2.imshow(_WINDOW, picture)
         return cv2.waitKey(wait) != _ESCAPE
     except cv2.error as error:
-        raise InputError("this OpenCV cannot open a window; give --output") from error
+        raise UserError("this OpenCV cannot open a window; give --output") from error

@@ -13,7 +13,7 @@ from ..checkpoint.registry import check_registry, file_sha256
 from ..checkpoint.student import extract_student, load_deployed_cfg
 from ..export.writer import ExportOptions, export_model
 from ..model_zoo.model_zoo import list_configs
-from ..utils.errors import error_text
+from ..utils.errors import UserError, error_text
 
 
 def publish(
@@ -38,10 +38,10 @@ def publish(
     """
     run, base_url = Path(run), base_url.rstrip("/")
     if name not in list_configs():
-        raise ValueError(f"--name: there is no config {name!r}")
+        raise UserError(f"--name: there is no config {name!r}")
     for needed in ("config.yaml", "model_final.pth", "metrics.json"):
         if not (run / needed).is_file():
-            raise FileNotFoundError(f"{run} is no finished run: there is no {needed}")
+            raise UserError(f"{run} is no finished run: there is no {needed}")
     cfg, class_names = load_deployed_cfg(
         str(run / "config.yaml"), ["MODEL.WEIGHTS", str(run / "model_final.pth")]
     )
@@ -72,10 +72,10 @@ def final_metrics(path: Path, max_iter: int) -> dict[str, float]:
     lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
     last = max((x["iteration"] for x in lines), default=-1)
     if last < max_iter - 1:
-        raise ValueError(f"{path}: the run stopped at iteration {last + 1} of {max_iter}")
+        raise UserError(f"{path}: the run stopped at iteration {last + 1} of {max_iter}")
     evaluated = [x for x in lines if any("bbox/" in key for key in x)]
     if not evaluated:
-        raise ValueError(f"{path}: the run was not evaluated; DATASETS.TEST was empty")
+        raise UserError(f"{path}: the run was not evaluated; DATASETS.TEST was empty")
     return {key: value for key, value in evaluated[-1].items() if "bbox/" in key}
 
 

@@ -27,7 +27,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 
 from ..engine import MimicTrainer, setup_cfg
-from ..utils.errors import error_text
+from ..utils.errors import UserError, error_text
 from ..visualization import detection_grid, plot_curves
 from .report import write_report
 
@@ -35,10 +35,6 @@ DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _LOGGERS = ("detectron2", "fvcore", "mimicdet", "py.warnings")
 _logger = logging.getLogger(__name__)
-
-
-class QuickstartError(Exception):
-    """What the user can put right; its text is the whole message."""
 
 
 @dataclass
@@ -152,17 +148,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise QuickstartError for a command line that cannot work, before anything is written."""
+    """Raise UserError for a command line that cannot work, before anything is written."""
     if not Path(args.config_file).is_file():
-        raise QuickstartError(f"config file '{args.config_file}' does not exist")
+        raise UserError(f"config file '{args.config_file}' does not exist")
     if len(args.opts) % 2:
-        raise QuickstartError(f"overrides must be pairs, KEY VALUE, got: {' '.join(args.opts)}")
+        raise UserError(f"overrides must be pairs, KEY VALUE, got: {' '.join(args.opts)}")
     if "OUTPUT_DIR" in args.opts[::2]:
-        raise QuickstartError("OUTPUT_DIR is set by --output")
+        raise UserError("OUTPUT_DIR is set by --output")
     if args.num_images < 1:
-        raise QuickstartError(f"--num-images must be at least 1, got {args.num_images}")
+        raise UserError(f"--num-images must be at least 1, got {args.num_images}")
     if Path(args.output).exists() and not Path(args.output).is_dir():
-        raise QuickstartError(f"--output '{args.output}' is no folder")
+        raise UserError(f"--output '{args.output}' is no folder")
 
 
 def start_log(output: Path) -> None:
@@ -197,20 +193,20 @@ def make_data(args: argparse.Namespace, stream: TextIO) -> CfgNode:
     Embedded data sets are written now, if they are not there already.
 
     Raises:
-        QuickstartError: what the config says cannot be, or its data are missing or broken.
+        UserError: what the config says cannot be, or its data are missing or broken.
     """
     with _data_log_on(stream):
         try:
             cfg = setup_cfg(args.config_file, [*args.opts, "OUTPUT_DIR", args.output])
         except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
-            raise QuickstartError(f"config '{args.config_file}': {error_text(error)}") from error
+            raise UserError(f"config '{args.config_file}': {error_text(error)}") from error
         if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
-            raise QuickstartError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
+            raise UserError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
         for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
             try:
                 records = DatasetCatalog.get(name)
             except (AssertionError, KeyError, OSError, ValueError) as error:
-                raise QuickstartError(f"data set '{name}': {error_text(error)}") from error
+                raise UserError(f"data set '{name}': {error_text(error)}") from error
             objects = sum(len(record.get("annotations", [])) for record in records)
             print(f"  {name}: {len(records)} images, {objects} objects", file=stream, flush=True)
     return cfg
@@ -234,7 +230,7 @@ def train(cfg: CfgNode, resume: bool, watch: Stopwatch, stream: TextIO) -> Mappi
         Detectron2's results: {"bbox": {"AP": ..., ...}}, by data set where there are several.
 
     Raises:
-        QuickstartError: the loss became infinite or NaN, or a checkpoint does not fit.
+        UserError: the loss became infinite or NaN, or a checkpoint does not fit.
     """
     start = time.perf_counter()
     last_step = _LastStep(lambda: print("3/4 evaluation", file=stream, flush=True))
@@ -243,13 +239,11 @@ def train(cfg: CfgNode, resume: bool, watch: Stopwatch, stream: TextIO) -> Mappi
         trainer.register_hooks([last_step])
         trainer.resume_or_load(resume=resume)
     except (AssertionError, OSError, ValueError) as error:
-        raise QuickstartError(error_text(error)) from error
+        raise UserError(error_text(error)) from error
     try:
         trainer.train()
     except FloatingPointError as error:
-        raise QuickstartError(
-            f"training diverged, try a smaller SOLVER.BASE_LR: {error}"
-        ) from error
+        raise UserError(f"training diverged, try a smaller SOLVER.BASE_LR: {error}") from error
     watch.seconds["training"] = last_step.when - start
     # DefaultTrainer evaluates once at the end of training, whatever TEST.EVAL_PERIOD is.
     results = getattr(trainer, "_last_eval_results", None) or trainer.test(cfg, trainer.model)
@@ -262,11 +256,11 @@ def box_results(results: Mapping[str, Any], dataset_name: str) -> dict[str, floa
     Return the box AP of one data set from Detectron2's results (one data set or several).
 
     Raises:
-        QuickstartError: the results hold none.
+        UserError: the results hold none.
     """
     found = results.get(dataset_name, results)
     if "bbox" not in found:
-        raise QuickstartError(f"the evaluation of '{dataset_name}' gave no box AP")
+        raise UserError(f"the evaluation of '{dataset_name}' gave no box AP")
     return dict(found["bbox"])
 
 
@@ -339,7 +333,7 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
     Do everything that the quickstart does.
 
     Raises:
-        QuickstartError: with a message for the user.
+        UserError: with a message for the user.
     """
     watch = Stopwatch()
     check_arguments(args)
@@ -375,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         run(args, sys.stdout)
-    except QuickstartError as error:
+    except UserError as error:
         print(f"quickstart: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from detectron2.config import CfgNode
 
 from ..config import add_mimicdet_config, check_config
 from ..data import register_datasets
+from ..utils.errors import UserError
 
 _USAGE = "usage: python -m mimicdet.run_tool TOOL.py [the tool's own arguments]"
 
@@ -74,7 +75,7 @@ def _complete(cfg: CfgNode) -> None:
 def _check_command_line(tool: str, arguments: Sequence[str]) -> None:
     """Refuse a missing tool, and several processes: they would load it without this runner."""
     if not Path(tool).is_file():
-        raise FileNotFoundError(f"tool '{tool}' does not exist")
+        raise UserError(f"tool '{tool}' does not exist")
     for index, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name not in ("--num-gpus", "--num-machines"):
@@ -82,7 +83,7 @@ def _check_command_line(tool: str, arguments: Sequence[str]) -> None:
         if not value and index + 1 < len(arguments):
             value = arguments[index + 1]
         if value not in ("0", "1"):
-            raise ValueError(
+            raise UserError(
                 f"{name} {value}: mimicdet.run_tool runs a tool in one process; "
                 "train_net.py trains on several GPUs"
             )

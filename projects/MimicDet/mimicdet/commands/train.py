@@ -18,7 +18,7 @@ from ..engine.setup import setup_cfg
 from ..engine.trainer import MimicTrainer
 from ..export.optimize import PRECISIONS, optimize_for_inference
 from ..utils.allocator import keep_freed_memory
-from ..utils.errors import error_text
+from ..utils.errors import UserError, error_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,10 +48,6 @@ One's own data, without writing Python (classes are taken from the data):
 """
 
 
-class InputError(Exception):
-    """What the user gave cannot be used; the message is all that they need to see."""
-
-
 def run(args: argparse.Namespace) -> OrderedDict | None:
     """One process's work: evaluate (--eval-only) or train. Returns the results."""
     setup_logger(distributed_rank=comm.get_rank(), name="mimicdet")
@@ -62,9 +58,9 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
         if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
         if args.optimize and not args.eval_only:
-            raise ValueError("--optimize goes with --eval-only: an optimized model cannot train")
+            raise UserError("--optimize goes with --eval-only: an optimized model cannot train")
         if args.compile and not args.optimize:
-            raise ValueError("--compile goes with --optimize")
+            raise UserError("--compile goes with --optimize")
         check_test_sets(cfg)
         if args.eval_only:
             model = load_for_evaluation(cfg, resume=args.resume)
@@ -73,13 +69,13 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
                     model, precision=args.optimize, compile_backbone=args.compile
                 )
         elif not cfg.DATASETS.TRAIN:
-            raise ValueError("DATASETS.TRAIN is empty: there is nothing to train on")
+            raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
         else:
             trainer = MimicTrainer(cfg)
             trainer.resume_or_load(resume=args.resume)
     except (AssertionError, KeyError, OSError, ValueError) as error:
         # Detectron2 asserts what a user can get wrong: no image left to train on, for one.
-        raise InputError(error_text(error)) from error
+        raise UserError(error_text(error)) from error
     return evaluate(cfg, model) if args.eval_only else trainer.train()
 
 
@@ -93,11 +89,11 @@ def check_test_sets(cfg) -> None:
 def load_for_evaluation(cfg, resume: bool = False) -> nn.Module:
     """The model with MODEL.WEIGHTS, or with resume the last checkpoint of OUTPUT_DIR."""
     if not cfg.DATASETS.TEST:
-        raise ValueError("--eval-only: DATASETS.TEST is empty")
+        raise UserError("--eval-only: DATASETS.TEST is empty")
     model = MimicTrainer.build_model(cfg)
     checkpointer = MimicCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise ValueError("--eval-only needs MODEL.WEIGHTS path/to/checkpoint.pth")
+        raise UserError("--eval-only needs MODEL.WEIGHTS path/to/checkpoint.pth")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return model
 
@@ -133,11 +129,11 @@ def main(argv: list[str] | None = None) -> int:
                 dist_url=args.dist_url,
                 args=(args,),
             )
-    except InputError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except multiprocessing.ProcessRaisedException as error:
-        name = f"{InputError.__module__}.{InputError.__qualname__}: "
+        name = f"{UserError.__module__}.{UserError.__qualname__}: "
         if name not in str(error):
             raise
         print(f"error: {str(error).split(name)[-1].strip()}", file=sys.stderr)
@@ -148,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 def _check_num_gpus(num_gpus: int) -> None:
     """On a CPU --num-gpus is a number of processes; on a GPU each of them needs its own."""
     if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise InputError(
+        raise UserError(
             f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}"
         )
 

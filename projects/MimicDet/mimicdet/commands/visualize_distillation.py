@@ -32,6 +32,7 @@ from ..distillation import (
 from ..distillation.pairing import check_pair
 from ..distillation.teacher import load_teacher_config
 from ..engine import setup_cfg
+from ..utils.errors import UserError
 from ..visualization.distillation import (
     ChannelVariance,
     channel_variance,
@@ -128,12 +129,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError for a command line that cannot work, before anything is read."""
     for name in ("num_images", "num_objects"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     for name in ("psi", "iou_thresholds"):
         if not all(0 <= x <= 1 for x in getattr(args, name)):
-            raise ValueError(f"--{name.replace('_', '-')} must be 0 to 1")
+            raise UserError(f"--{name.replace('_', '-')} must be 0 to 1")
     if not args.psi + args.iou_thresholds:
-        raise ValueError("--psi and --iou-thresholds are both empty")
+        raise UserError("--psi and --iou-thresholds are both empty")
 
 
 def load_pair(config_file: str, opts: Sequence[str], dataset: str | None = None) -> Pair:
@@ -147,11 +148,11 @@ def load_pair(config_file: str, opts: Sequence[str], dataset: str | None = None)
     cfg = setup_cfg(config_file, options)
     node = cfg.DISTILLATION.TEACHER
     if not cfg.DISTILLATION.METHODS:
-        raise ValueError(f"{config_file}: DISTILLATION names no methods and no teacher")
+        raise UserError(f"{config_file}: DISTILLATION names no methods and no teacher")
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS path/to/checkpoint.pth is needed behind the options")
+        raise UserError("MODEL.WEIGHTS path/to/checkpoint.pth is needed behind the options")
     if not cfg.DATASETS.TEST:
-        raise ValueError("--input is needed: DATASETS.TEST is empty")
+        raise UserError("--input is needed: DATASETS.TEST is empty")
     model = build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS)
     teacher_cfg = load_teacher_config(cfg, node, "DISTILLATION.TEACHER")
@@ -198,7 +199,7 @@ def views(pair: Pair, num_images: int) -> Iterator[View]:
     cfg = pair.cfg
     records = [x for x in DatasetCatalog.get(cfg.DATASETS.TEST[0]) if x.get("annotations")]
     if not records:
-        raise ValueError(f"data set '{cfg.DATASETS.TEST[0]}' has no annotated image")
+        raise UserError(f"data set '{cfg.DATASETS.TEST[0]}' has no annotated image")
     short = cfg.INPUT.MIN_SIZE_TEST
     resize = T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST)
     mapper = MimicDatasetMapper(cfg, is_train=True, augmentations=[resize])

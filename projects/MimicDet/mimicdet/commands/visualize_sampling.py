@@ -19,6 +19,7 @@ from PIL import Image
 from ..data import class_names
 from ..engine import load_weights, setup_cfg
 from ..modeling.meta_arch.mimicdet import MimicDet
+from ..utils.errors import UserError
 from ..visualization.grid import boxes_from_record, pick_evenly
 from ..visualization.sampling import SamplingRecord, draw_sampling, sampling_points
 from .visualize_common import print_paths
@@ -89,12 +90,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError for a command line that cannot work, before anything is read."""
     for name in ("num_images", "num_objects", "width"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if args.compare_config and not args.compare_weights:
-        raise ValueError("--compare-config needs --compare-weights")
+        raise UserError("--compare-config needs --compare-weights")
     wanted = 2 if args.compare_weights else 1
     if args.labels and len(args.labels) != wanted:
-        raise ValueError(f"--labels: {len(args.labels)} labels for {wanted} checkpoint(s)")
+        raise UserError(f"--labels: {len(args.labels)} labels for {wanted} checkpoint(s)")
 
 
 def find_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
@@ -108,16 +109,16 @@ def find_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
         records = DatasetCatalog.get(inputs[0])
         chosen = [records[index] for index in pick_evenly(len(records), num_images)]
         if not chosen:
-            raise ValueError(f"--input: data set '{inputs[0]}' has no images")
+            raise UserError(f"--input: data set '{inputs[0]}' has no images")
         return [
             InputImage(Path(x["file_name"]).stem, x["file_name"], boxes_from_record(x))
             for x in chosen
         ]
     for name in inputs:
         if not Path(name).is_file():
-            raise FileNotFoundError(f"--input: '{name}' is neither an image file nor a data set")
+            raise UserError(f"--input: '{name}' is neither an image file nor a data set")
         if Path(name).suffix.lower() not in _SUFFIXES:
-            raise ValueError(f"--input: '{name}' is no image file ({', '.join(sorted(_SUFFIXES))})")
+            raise UserError(f"--input: '{name}' is no image file ({', '.join(sorted(_SUFFIXES))})")
     return [InputImage(Path(name).stem, name, None) for name in inputs]
 
 
@@ -137,10 +138,10 @@ def load_contender(
         options += ["MODEL.WEIGHTS", weights]
     cfg = setup_cfg(config_file, options)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS path/to/checkpoint.pth is needed behind the options")
+        raise UserError("MODEL.WEIGHTS path/to/checkpoint.pth is needed behind the options")
     model = build_model(cfg).eval()
     if not isinstance(model, MimicDet):
-        raise ValueError(f"{config_file}: MODEL.META_ARCHITECTURE is not MimicDet")
+        raise UserError(f"{config_file}: MODEL.META_ARCHITECTURE is not MimicDet")
     load_weights(model, cfg.MODEL.WEIGHTS)
     return Contender(label, cfg, model)
 
@@ -164,7 +165,7 @@ def compare(
     reference = None
     if args.choose == "ground-truth":
         if image.gt_boxes is None:
-            raise ValueError("--choose ground-truth needs a data set as --input")
+            raise UserError("--choose ground-truth needs a data set as --input")
         reference = image.gt_boxes[: args.num_objects]
     records: list[SamplingRecord] = []
     for contender in contenders:

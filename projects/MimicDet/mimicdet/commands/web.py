@@ -11,9 +11,10 @@ from mimicdet_runtime.images import import_cv2
 
 import_cv2()
 
-from mimicdet_runtime import Detector, InputError  # noqa: E402
+from mimicdet_runtime import Detector  # noqa: E402
 from mimicdet_runtime.server import Models, serve  # noqa: E402
 
+from ..utils.errors import UserError  # noqa: E402
 from ..visualization.sampling import sampling_points  # noqa: E402
 from .demo import CheckpointDetector, load_predictor  # noqa: E402
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         serve(make_models(args), args.host, args.port)
-    except InputError as error:
+    except UserError as error:
         print(f"web: error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -69,7 +70,7 @@ def make_models(args: argparse.Namespace) -> Models:
     The checkpoint, then the ONNX files.
 
     Raises:
-        InputError: one of them cannot be used.
+        UserError: one of them cannot be used.
     """
     models = Models(lambda source, name: Detector(source, name=name))
     # Not optimized: what is sampled is read from the model's own modules.

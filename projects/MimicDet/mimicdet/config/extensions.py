@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from ..utils.errors import UserError
+
 _DEFAULTS: list[Callable[[CfgNode], None]] = []
 _CHECKS: list[Callable[[CfgNode], list[str]]] = []
 
@@ -34,4 +36,4 @@ def check_config(cfg: CfgNode) -> None:
     """Raise ValueError with every contradiction in the config, before anything is built."""
     problems = [line for check in _CHECKS for line in check(cfg)]
     if problems:
-        raise ValueError("The config contradicts itself:\n  " + "\n  ".join(problems))
+        raise UserError("The config contradicts itself:\n  " + "\n  ".join(problems))

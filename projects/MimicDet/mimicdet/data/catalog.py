@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from ..utils.errors import UserError
 from .cache import cache_root
 from .datasets.coco import register_coco
 from .datasets.kitti import register_kitti
@@ -84,7 +85,7 @@ def register_datasets(cfg: CfgNode) -> None:
         elif name.startswith("kitti:"):
             register_kitti(name, *parse_kitti_address(name))
         else:
-            raise ValueError(_unknown_name(cfg, name))
+            raise UserError(_unknown_name(cfg, name))
     classes = _common_classes(names)
     _set_num_classes(cfg, classes)
 
@@ -95,7 +96,7 @@ def parse_coco_address(address: str) -> tuple[str, str | None]:
     match = re.fullmatch(r"(.+?\.json)(?::(.*))?", rest)
     file, folder = match.groups() if match else (rest.partition(":")[0], rest.partition(":")[2])
     if not file:
-        raise ValueError(f"data set {address!r} names no file; write {_HOW_TO}")
+        raise UserError(f"data set {address!r} names no file; write {_HOW_TO}")
     return file, folder or None
 
 
@@ -103,7 +104,7 @@ def parse_voc_address(address: str) -> tuple[str, str]:
     """(folder, split) of "voc:FOLDER:SPLIT"."""
     folder, _, split = address.removeprefix("voc:").rpartition(":")
     if not folder or not split:
-        raise ValueError(f"data set {address!r} is no voc:FOLDER:SPLIT")
+        raise UserError(f"data set {address!r} is no voc:FOLDER:SPLIT")
     return folder, split
 
 
@@ -111,7 +112,7 @@ def parse_kitti_address(address: str) -> tuple[str, str, str | None]:
     """(label folder, image folder, file of ids or None) of "kitti:LABELS:IMAGES[:IDS.txt]"."""
     parts = address.removeprefix("kitti:").split(":")
     if len(parts) not in (2, 3) or not all(parts):
-        raise ValueError(f"data set {address!r} is no kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]")
+        raise UserError(f"data set {address!r} is no kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]")
     return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
 
@@ -176,7 +177,7 @@ def _common_classes(names: list[str]) -> list[str]:
             )
         else:
             difference = f"order {', '.join(first)} against {', '.join(classes)}"
-        raise ValueError(
+        raise UserError(
             f"the classes of {_source(first_name)} and {_source(name)} disagree: {difference}"
         )
     return known[0][1] if known else []
@@ -186,14 +187,14 @@ def _set_num_classes(cfg: CfgNode, classes: list[str]) -> None:
     key, configured = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not classes:
         if configured == 0 and (cfg.DATASETS.TRAIN or cfg.DATASETS.TEST):
-            raise ValueError(
+            raise UserError(
                 f"{key} is 0 (take it from the data), but the metadata of the data sets in "
                 "DATASETS.TRAIN and TEST names no thing_classes: set the key"
             )
         return
     listed = ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
     if configured not in (0, len(classes)):
-        raise ValueError(
+        raise UserError(
             f"{key} is {configured}, but the data has {len(classes)} classes: {listed}. "
             "Set the key to that number, or to 0 to take it from the data"
         )

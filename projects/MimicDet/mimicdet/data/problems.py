@@ -3,6 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
+from ..utils.errors import UserError
+
 _SHOWN_PER_KIND = 3
 
 
@@ -37,7 +39,7 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise ValueError with the summary."""
         if self._records:
-            raise ValueError(self.summary())
+            raise UserError(self.summary())
 
 
 def read_image_list(path: Path, word: str) -> list[str]:
@@ -62,5 +64,5 @@ def read_image_list(path: Path, word: str) -> list[str]:
             problems.add("image listed twice", image)
     problems.raise_if_any()
     if not images:
-        raise ValueError(f"{path} lists no image")
+        raise UserError(f"{path} lists no image")
     return images

@@ -10,6 +10,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..config import check_config
+from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
 from .methods.base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
 from .pairing import check_pair
@@ -76,7 +77,7 @@ class Distiller(nn.Module):
         self.autocast_dtype = autocast_dtype
         names = [name for term in terms for name in term.method.loss_names]
         if len(set(names)) < len(names):
-            raise ValueError(f"two distillation methods write the same loss: {sorted(names)}")
+            raise UserError(f"two distillation methods write the same loss: {sorted(names)}")
 
     def forward(self, batched_inputs: list[dict[str, Any]]):
         """Detectron2's contract: a dict of losses in training, detections in evaluation."""
@@ -160,7 +161,7 @@ class DistillationState:
         for teacher in self._distiller.teachers:
             before = state["teachers"].get(teacher.source, teacher.fingerprint)
             if before != teacher.fingerprint:
-                raise ValueError(
+                raise UserError(
                     f"--resume: the weights of the teacher {teacher.source} are not those that "
                     "this run began with"
                 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from ..utils.errors import UserError
 from .adapters import DetectorAdapter
 from .methods.base import DistillationMethod
 from .tensors import DetectorLayout
@@ -50,7 +51,7 @@ def check_pair(
             for problem in _disagreements(method, student.layout, teacher.layout)
         ]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"the student {student.layout.name} cannot be taught by the teacher "
             f"{teacher.layout.name} of {source or 'DISTILLATION.TEACHER'}:\n  "
             + "\n  ".join(problems)

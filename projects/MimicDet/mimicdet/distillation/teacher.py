@@ -16,6 +16,7 @@ from ..config import load_config
 from ..data.catalog import set_num_classes
 from ..modeling.layers import channels_last_pays
 from ..modeling.structures import BoxQuery, HeadPredictions
+from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
 from .tensors import DetectorTensors, Locations
 
@@ -51,7 +52,7 @@ class FrozenTeacher:
         self.model.eval().requires_grad_(False)
         formats = {adapter.input_format, student_format or adapter.input_format}
         if len(formats) > 1 and formats != {"BGR", "RGB"}:
-            raise ValueError(
+            raise UserError(
                 f"INPUT.FORMAT is {student_format!r} of the student and {adapter.input_format!r} "
                 f"of the teacher {source}: only BGR and RGB can be turned into each other"
             )
@@ -145,7 +146,7 @@ def load_teacher_config(cfg: CfgNode, node: CfgNode, key: str) -> CfgNode:
     for part in ("CONFIG_FILE", "WEIGHTS"):
         path = node[part]
         if "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
+            raise UserError(
                 f"{key}.{part}: there is no file {path!r}. Train the teacher first, or name its "
                 "files."
             )
@@ -208,6 +209,4 @@ def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
     }
     wrong = [f"{key}: {a!r} here, {b!r} there" for key, (a, b) in pairs.items() if a != b]
     if wrong:
-        raise ValueError(
-            f"the teacher of {path} does not fit the student:\n  " + "\n  ".join(wrong)
-        )
+        raise UserError(f"the teacher of {path} does not fit the student:\n  " + "\n  ".join(wrong))

@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from ..checkpoint import load_weights
 from ..data import class_names
 from ..export.optimize import optimize_for_inference
+from ..utils.errors import UserError
 
 
 class Predictor:
@@ -43,7 +44,7 @@ class Predictor:
                 or the options do not go together.
         """
         if not cfg.MODEL.WEIGHTS:
-            raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint")
+            raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
         if not optimize and (precision != "float32" or compile_backbone):
             raise ValueError("precision and compile_backbone need optimize=True")
         model = build_model(cfg).eval()

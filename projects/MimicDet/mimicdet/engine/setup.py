@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 
 from ..config import check_config, load_config
 from ..data import register_datasets
+from ..utils.errors import UserError
 
 
 def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -23,7 +24,7 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
 def _check_device(cfg: CfgNode) -> None:
     device = cfg.MODEL.DEVICE
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
+        raise UserError(
             f"MODEL.DEVICE is {device!r}, but no CUDA device is available; for a CPU add the "
             "override MODEL.DEVICE cpu"
         )

@@ -30,6 +30,7 @@ from ..data import MimicDatasetMapper, output_name
 from ..distillation import DistillationState, build_distiller
 from ..evaluation.kitti import KittiEvaluator
 from ..modeling.layers import channels_last_pays
+from ..utils.errors import UserError
 from .hooks import BestCheckpointer
 from .tta import MimicDetWithTTA
 
@@ -88,7 +89,7 @@ class MimicTrainer(DefaultTrainer):
         if name == "sgd":
             return super().build_optimizer(cfg, model)
         if name != "adamw":
-            raise ValueError(f"MODEL.MIMICDET.OPTIMIZER must be 'sgd' or 'adamw', got {name!r}")
+            raise UserError(f"MODEL.MIMICDET.OPTIMIZER must be 'sgd' or 'adamw', got {name!r}")
         groups = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -119,7 +120,7 @@ class MimicTrainer(DefaultTrainer):
             return DatasetEvaluators([PascalVOCDetectionEvaluator(dataset_name)])
         if evaluator_type == "kitti":
             return DatasetEvaluators([KittiEvaluator(dataset_name)])
-        raise ValueError(
+        raise UserError(
             f"DATASETS.TEST: {dataset_name} asks for the evaluator {evaluator_type!r}; MimicDet "
             "detects boxes and evaluates coco, pascal_voc and kitti"
         )

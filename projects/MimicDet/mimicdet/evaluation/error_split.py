@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..utils.errors import UserError
 from .matching import ImageBoxes, average_precision, match
 
 KINDS = ("localisation", "classification", "both", "duplicate", "background", "missed")
@@ -111,7 +112,7 @@ def split_errors(images: Sequence[ImageBoxes], num_classes: int) -> ErrorSplit:
     truth = np.concatenate([x.gt_classes[~x.gt_crowd] for x in images] or [np.zeros(0, int)])
     num_objects = np.bincount(truth, minlength=num_classes)
     if not num_objects.any():
-        raise ValueError("the ground truth holds no object")
+        raise UserError("the ground truth holds no object")
     missed_classes = np.concatenate([x.gt_classes[e.missed] for x, e in zip(images, errors)])
     num_missed = np.bincount(missed_classes, minlength=num_classes)
     flat = _flatten(images, errors)

@@ -12,6 +12,8 @@ from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..utils.errors import UserError
+
 MAX_DETECTIONS = 100  # an image, as in COCO's metric
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -50,18 +52,28 @@ class Evaluation:
     precision: np.ndarray  # (10, 101, K): IoU 0.50:0.05:0.95, recall 0:0.01:1; 0..1, -1: no objects
 
 
+def check_results(where: str, results: Any) -> None:
+    """Raise UserError, which begins with `where`, unless it is a list of COCO-format detections."""
+    if not isinstance(results, list):
+        raise UserError(f"{where} must be a list of COCO-format detections")
+    for number, result in enumerate(results):
+        missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in result]
+        if missing:
+            raise UserError(f"{where}: record {number} has no '{missing[0]}'")
+
+
 def images_of(coco: COCO, results: Sequence[dict[str, Any]]) -> list[ImageBoxes]:
     """
     Ground truth and COCO-format results of every image.
 
     Raises:
-        ValueError: a result is of an image or a category that the ground truth does not have.
+        UserError: a result is of an image or a category that the ground truth does not have.
     """
     class_of = {category: index for index, category in enumerate(sorted(coco.getCatIds()))}
     found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in coco.getImgIds()}
     for number, result in enumerate(results):
         if result["image_id"] not in found or result["category_id"] not in class_of:
-            raise ValueError(
+            raise UserError(
                 f"result {number} (image {result['image_id']}, category {result['category_id']}) "
                 "does not belong to the ground truth"
             )
@@ -136,7 +148,7 @@ def evaluate(coco: COCO, results: Sequence[dict[str, Any]]) -> Evaluation:
         try:
             found = coco.loadRes(copy.deepcopy(list(results)))
         except AssertionError as error:
-            raise ValueError(str(error)) from error
+            raise UserError(str(error)) from error
         evaluation = COCOeval(coco, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()

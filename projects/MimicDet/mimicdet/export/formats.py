@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checkpoint.student import METADATA_KEY
 from ..modeling.meta_arch.mimicdet import MimicDet
+from ..utils.errors import UserError
 from .detector import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
 from .metadata import METADATA_FILE
 from .nms import kept_by_nms_op, onnx_translation
@@ -40,7 +41,7 @@ def write_onnx(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
     opset = metadata["opset"]
     module = getattr(onnxscript, f"opset{opset}", None)
     if opset < DEFAULT_OPSET or module is None:
-        raise ValueError(f"--opset {opset}: this graph can be written from opset 18 on")
+        raise UserError(f"--opset {opset}: this graph can be written from opset 18 on")
     detector = ExportableDetector(model, kept_by_nms_op, metadata["precision"])
     with _quiet():
         program = torch.onnx.export(
@@ -78,9 +79,7 @@ def write_torchscript(model: MimicDet, path: Path, metadata: dict[str, Any]) -> 
 def write_pt2(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
     """Write torch.export's format. ValueError for a resize: sizes that depend on data."""
     if metadata["includes_resize"]:
-        raise ValueError(
-            "--include-resize: the format pt2 cannot hold it; onnx and torchscript can"
-        )
+        raise UserError("--include-resize: the format pt2 cannot hold it; onnx and torchscript can")
     with _quiet():
         program = _exported_program(ExportableDetector(model, precision=metadata["precision"]))
         torch.export.save(program, str(path), extra_files={METADATA_FILE: json.dumps(metadata)})

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..checkpoint.student import METADATA_KEY
+from ..utils.errors import UserError
 from ..utils.version import __version__
 
 FORMAT_VERSION = 1
@@ -79,7 +80,7 @@ def read_metadata(path: str | Path, file_format: str) -> dict[str, Any]:
     else:
         text = _read_archived(path)
     if text is None:
-        raise ValueError(f"{path} holds no MimicDet metadata")
+        raise UserError(f"{path} holds no MimicDet metadata")
     return json.loads(text)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..utils.errors import UserError
 from .detector import INPUT_NAMES, OUTPUT_NAMES
 
 if TYPE_CHECKING:  # onnx is an extra, and other formats do without it
@@ -70,7 +71,7 @@ rescale (float[N, D, 4] small_boxes, float[N, D] small_scores, int64[N, D] small
 def check_resize(min_size: int, max_size: int) -> None:
     """ValueError where the config resizes nothing."""
     if min_size <= 0 or max_size <= 0:
-        raise ValueError(
+        raise UserError(
             f"--include-resize: INPUT.MIN_SIZE_TEST is {min_size} and INPUT.MAX_SIZE_TEST "
             f"{max_size}; the model is not meant to resize"
         )

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..data.datasets.shapes import make_scene
 from ..modeling.meta_arch.mimicdet import MimicDet
+from ..utils.errors import UserError
 from .formats import Runner
 from .resize import resized_shape
 
@@ -21,10 +22,6 @@ SCORE_TOLERANCE = 1e-4
 # detections are found again, of the same class, with IoU above 0.9.
 MIN_AGREEMENT = 0.9
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-class ExportMismatch(ValueError):
-    """The written file does not say what the eager model says."""
 
 
 def sample_images(folder: str, input_format: str, at_most: int = 16) -> list[np.ndarray]:
@@ -41,10 +38,10 @@ def sample_images(folder: str, input_format: str, at_most: int = 16) -> list[np.
         rng = np.random.default_rng(0)
         return [make_scene(rng).image for _ in range(4)] + [np.zeros((120, 90, 3), np.uint8)]
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"--sample-images: there is no folder {folder!r}")
+        raise UserError(f"--sample-images: there is no folder {folder!r}")
     paths = sorted(x for x in Path(folder).iterdir() if x.suffix.lower() in IMAGE_ENDINGS)
     if not paths:
-        raise FileNotFoundError(f"--sample-images: no picture in {folder!r}")
+        raise UserError(f"--sample-images: no picture in {folder!r}")
     return [detection_utils.read_image(str(x), format=input_format) for x in paths[:at_most]]
 
 
@@ -77,7 +74,7 @@ def verify(run: Runner, model: MimicDet, images: list[np.ndarray], metadata: dic
         the detections that were compared.
 
     Raises:
-        ExportMismatch: on the first difference; it says how large it is.
+        UserError: on the first difference; it says how large it is.
     """
     resize = metadata["resize"] if metadata["includes_resize"] else None
     limits = (metadata["score_threshold"], metadata["detections_per_image"])
@@ -91,7 +88,7 @@ def verify(run: Runner, model: MimicDet, images: list[np.ndarray], metadata: dic
         outputs = run(*to_batch(batch))
         for name, output in zip(("boxes", "scores"), outputs):
             if not np.isfinite(output).all():
-                raise ExportMismatch(f"the file's {name} are not finite")
+                raise UserError(f"the file's {name} are not finite")
         for i, instances in enumerate(expected):
             actual = [torch.as_tensor(x[i]) for x in outputs]
             count += len(instances)
@@ -100,7 +97,7 @@ def verify(run: Runner, model: MimicDet, images: list[np.ndarray], metadata: dic
             else:
                 found += _found_again(actual, instances)
     if not exact and found < MIN_AGREEMENT * count:
-        raise ExportMismatch(
+        raise UserError(
             f"the file finds {found} of the eager model's {count} detections again (same class, "
             f"IoU above 0.9); {MIN_AGREEMENT:.0%} are wanted"
         )
@@ -143,7 +140,7 @@ def _check_equal(
         limit = float(own.min()) if len(own) == topk else score_thresh
         missing = ~found.any(dim=axis) & (own > limit + SCORE_TOLERANCE)
         if missing.any():
-            raise ExportMismatch(
+            raise UserError(
                 f"{who}: {int(missing.sum())} of {len(own)} objects, the first of score "
                 f"{float(own[missing][0]):.3f}; boxes may differ by {BOX_TOLERANCE} px, scores by "
                 f"{SCORE_TOLERANCE}"

@@ -18,6 +18,7 @@ from torch import nn
 from ..checkpoint import load_weights
 from ..checkpoint.registry import file_sha256
 from ..modeling.meta_arch.mimicdet import MimicDet
+from ..utils.errors import UserError
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
 from .metadata import export_metadata, read_metadata
 from .resize import check_resize
@@ -44,7 +45,7 @@ class ExportOptions:
             ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
-                raise ValueError(f"{key} {value!r} is not known; it must be one of {allowed}")
+                raise UserError(f"{key} {value!r} is not known; it must be one of {allowed}")
 
 
 def export_model(
@@ -69,15 +70,14 @@ def export_model(
         the file's metadata.
 
     Raises:
-        FileNotFoundError: no checkpoint, no sample images.
-        ValueError: a model that is none of MimicDet's students, weights that are not finite, a file
-            that does not agree with the model (ExportMismatch).
+        UserError: no checkpoint, no sample images, a model that is none of MimicDet's students,
+            weights that are not finite, a file that does not agree with the model.
     """
     output = Path(output)
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"--output: there is no folder {str(output.parent)!r}")
+        raise UserError(f"--output: there is no folder {str(output.parent)!r}")
     if options.file_format == "pt2" and output.suffix != ".pt2":
-        raise ValueError(f"--output: torch.export wants a name in .pt2, got {output.name!r}")
+        raise UserError(f"--output: torch.export wants a name in .pt2, got {output.name!r}")
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     if options.include_resize:
         check_resize(*sizes)
@@ -86,7 +86,7 @@ def export_model(
     if options.file_format == "pt2":
         images = [x for x in images if min(x.shape[:2]) >= MIN_CANVAS]
         if not images:
-            raise ValueError(
+            raise UserError(
                 f"the format pt2 takes images from {MIN_CANVAS} pixels a side on, and at "
                 f"INPUT.MIN_SIZE_TEST {sizes[0]} no sample image is so large"
             )
@@ -117,17 +117,17 @@ def export_model(
 def load_student(cfg: CfgNode) -> MimicDet:
     """The model in evaluation on the CPU, checked: a student, with finite weights."""
     if cfg.MODEL.META_ARCHITECTURE != "MimicDet":
-        raise ValueError(
+        raise UserError(
             f"only MimicDet can be exported, MODEL.META_ARCHITECTURE is "
             f"{cfg.MODEL.META_ARCHITECTURE!r}"
         )
     if cfg.MODEL.MIMICDET.EVAL_HEAD != "student" or not cfg.MODEL.MIMICDET.STUDENT.ENABLED:
-        raise ValueError(
+        raise UserError(
             "only the student can be exported: MODEL.MIMICDET.EVAL_HEAD must be 'student' and "
             "MODEL.MIMICDET.STUDENT.ENABLED True"
         )
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: name the checkpoint to export")
+        raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to export")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
@@ -141,16 +141,16 @@ def check_finite(model: nn.Module, path: str) -> None:
     """ValueError that names the first parameter or buffer with a NaN or an infinity."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
+            raise UserError(f"{path}: {name} holds values that are not finite")
 
 
 def check_content(path: Path, file_format: str, metadata: dict[str, Any]) -> None:
     """ValueError where the file lacks its metadata, or holds a parameter of the T-head."""
     if read_metadata(path, file_format) != metadata:
-        raise ValueError(f"{path.name}: the metadata did not get into the file")
+        raise UserError(f"{path.name}: the metadata did not get into the file")
     found = [name for name in tensor_names(path, file_format) if "roi_heads" in name]
     if found:
-        raise ValueError(f"{path.name}: the T-head got into the file: {found[0]}")
+        raise UserError(f"{path.name}: the T-head got into the file: {found[0]}")
 
 
 def tensor_names(path: Path, file_format: str) -> list[str]:

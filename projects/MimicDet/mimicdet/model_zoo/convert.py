@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torchvision
 
+from ..utils.errors import UserError
+
 # Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and the
 # networks of mimicdet.backbones, which keep torchvision's names.
 ARCHITECTURES = (
@@ -62,7 +64,7 @@ def detectron2_key(key: str) -> str:
     for pattern, replacement in _RENAMES:
         converted = re.sub(pattern, replacement, converted)
     if not _CONVERTED.match(converted):
-        raise ValueError(f"{key!r} is no parameter of a torchvision ResNet or ResNeXt")
+        raise UserError(f"{key!r} is no parameter of a torchvision ResNet or ResNeXt")
     return converted
 
 
@@ -86,7 +88,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.n
     }
     for part in ("stem", "res2", "res3", "res4", "res5"):
         if not any(key.startswith(part + ".") for key in converted):
-            raise ValueError(f"The weights have no {part}: not a whole ResNet")
+            raise UserError(f"The weights have no {part}: not a whole ResNet")
     return converted
 
 
@@ -98,7 +100,7 @@ def _convert_staged(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndar
         if _STAGED_DROPPED.search(key):
             continue
         if not _STAGED.match(key):
-            raise ValueError(f"{key!r} is no parameter of a torchvision MobileNetV2 or VGG")
+            raise UserError(f"{key!r} is no parameter of a torchvision MobileNetV2 or VGG")
         converted[key] = value.detach().cpu().numpy()
     return converted
 
@@ -116,10 +118,10 @@ def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") 
     """
     # Here, not above: every import of mimicdet.model_zoo would pay for torchvision's models.
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"Unknown backbone {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+        raise UserError(f"Unknown backbone {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     enum = torchvision.models.get_model_weights(architecture)
     if weights not in enum.__members__:
-        raise ValueError(
+        raise UserError(
             f"{architecture} has no weights {weights!r}; known: {', '.join(enum.__members__)}"
         )
     return dict(enum[weights].get_state_dict(progress=True, check_hash=True))
@@ -137,14 +139,14 @@ def load_weights_file(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no file of tensors that torch.save wrote: {error}") from error
+        raise UserError(f"{path} is no file of tensors that torch.save wrote: {error}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in content.values()
     ):
-        raise ValueError(f"{path} holds no state dict of tensors")
+        raise UserError(f"{path} holds no state dict of tensors")
     return dict(content)
 
 
@@ -167,7 +169,7 @@ def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K
     """
     output = Path(output)
     if output.suffix != ".pkl":
-        raise ValueError(f"The output must end in .pkl, not {output.name!r}")
+        raise UserError(f"The output must end in .pkl, not {output.name!r}")
     is_file = source.endswith((".pth", ".pt")) or Path(source).is_file()
     state_dict = load_weights_file(source) if is_file else load_torchvision_weights(source, weights)
     model = convert_state_dict(state_dict)

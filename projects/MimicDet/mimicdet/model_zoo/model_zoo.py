@@ -12,6 +12,7 @@ from ..checkpoint import load_weights
 from ..checkpoint.registry import read_registry
 from ..config import add_mimicdet_config
 from ..data import register_datasets
+from ..utils.errors import UserError
 
 # Where configs/ can lie: inside the package (a built distribution) or at the repository's root.
 _HERE = Path(__file__).resolve().parent
@@ -22,7 +23,7 @@ def _config_root() -> Path:
     for folder in _CONFIG_FOLDERS:
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(
+    raise UserError(
         "MimicDet's configs/ folder is missing; looked at "
         + " and ".join(str(folder) for folder in _CONFIG_FOLDERS)
     )
@@ -45,10 +46,10 @@ def _full_name(name: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise ValueError(f"The config name {name!r} is ambiguous: {', '.join(matches)}")
+        raise UserError(f"The config name {name!r} is ambiguous: {', '.join(matches)}")
     near = difflib.get_close_matches(wanted, known + [Path(full).name for full in known], n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"There is no config {name!r} in {_config_root()}{hint}")
+    raise UserError(f"There is no config {name!r} in {_config_root()}{hint}")
 
 
 def get_config_file(name: str) -> str:

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..utils.errors import UserError, file_errors
+
 # A scalar's name -> its iterations (rising) and values.
 Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -60,12 +62,13 @@ def read_metrics(
         for each scalar, its iterations, rising, int64, and its values, float64.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no record at all.
+        UserError: there is no such file, or it holds no record at all.
     """
     path = Path(metrics_json_path)
     values: dict[str, dict[int, float]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    with file_errors():
+        lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -81,7 +84,7 @@ def read_metrics(
             if key != "iteration" and is_number:
                 values.setdefault(key, {})[iteration] = float(value)
     if not values:
-        raise ValueError(f"'{path}' holds no training records")
+        raise UserError(f"'{path}' holds no training records")
     metrics = {}
     for key, series in values.items():
         iterations = sorted(series)
@@ -172,11 +175,11 @@ def build_figure(metrics: Metrics, title: str = "") -> Figure:
     Draw a panel for each group of scalars that `metrics` holds.
 
     Raises:
-        ValueError: it holds none that is plotted.
+        UserError: it holds none that is plotted.
     """
     panels = group_scalars(metrics)
     if not panels:
-        raise ValueError("no losses, AP, cosines, box counts or learning rates to plot")
+        raise UserError("no losses, AP, cosines, box counts or learning rates to plot")
     columns = min(len(panels), 2)
     # An odd number: the first panel, the losses as a rule, takes a whole row.
     wide = len(panels) % 2
@@ -209,14 +212,13 @@ def plot_curves(
         title: headline.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no scalar that is plotted.
+        UserError: there is no such file, or it holds no scalar that is plotted.
     """
     metrics = read_metrics(metrics_json_path)
     try:
         figure = build_figure(metrics, title)
-    except ValueError as error:
-        raise ValueError(f"'{metrics_json_path}': {error}") from error
+    except UserError as error:
+        raise UserError(f"'{metrics_json_path}': {error}") from error
     path = Path(output_png)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

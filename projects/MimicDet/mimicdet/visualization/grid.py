@@ -1,6 +1,5 @@
 """An image grid: detections beside ground truth."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,7 +12,9 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
+from ..evaluation.matching import check_results
 from ..utils.drawing import BoxStyle, class_color, draw_labelled_boxes, load_font
+from ..utils.errors import UserError, read_json
 
 # COCO-format results: a file, its records, or a predictor (DefaultPredictor: BGR image -> output).
 Detections = str | PathLike[str] | Sequence[dict[str, Any]] | Callable[[np.ndarray], dict[str, Any]]
@@ -171,14 +172,14 @@ def detection_grid(
         uint8 RGB array of shape (H, W, 3).
 
     Raises:
-        ValueError: the data set is empty, or the results do not belong to it.
-        FileNotFoundError: the results file does not exist.
+        UserError: the data set is empty, the results file does not exist, or the results do not
+            belong to the data set.
     """
     if num_images < 1 or columns < 1:
         raise ValueError(f"num_images ({num_images}) and columns ({columns}) must be at least 1")
     records = DatasetCatalog.get(dataset_name)
     if not records:
-        raise ValueError(f"data set '{dataset_name}' has no images")
+        raise UserError(f"data set '{dataset_name}' has no images")
     metadata = MetadataCatalog.get(dataset_name)
     names: list[str] = list(metadata.thing_classes)
     if not callable(detections):
@@ -217,22 +218,15 @@ def _group_by_image(
     where = "the results"
     if isinstance(detections, (str, PathLike)):
         where = f"results file '{detections}'"
-        try:
-            results = json.loads(Path(detections).read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is no JSON: {error}") from error
+        results = read_json(Path(detections))
     else:
         results = list(detections)
-    if not isinstance(results, list):
-        raise ValueError(f"{where} must be a list of COCO-format detections")
+    check_results(where, results)
     known = {record["image_id"] for record in records}
     grouped: dict[Any, list[dict[str, Any]]] = {}
     for number, result in enumerate(results):
-        missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in result]
-        if missing:
-            raise ValueError(f"{where}: record {number} has no '{missing[0]}'")
         if result["image_id"] not in known:
-            raise ValueError(
+            raise UserError(
                 f"{where}: record {number} is of image {result['image_id']!r}, which data set "
                 f"'{metadata.name}' does not have"
             )
@@ -247,7 +241,7 @@ def _from_results(results: Sequence[dict[str, Any]], metadata: Any) -> _Objects:
     for result in results:
         category = result["category_id"]
         if id_map is not None and category not in id_map:
-            raise ValueError(f"category id {category} is not one of data set '{metadata.name}'")
+            raise UserError(f"category id {category} is not one of data set '{metadata.name}'")
         classes.append(category if id_map is None else id_map[category])
     boxes = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

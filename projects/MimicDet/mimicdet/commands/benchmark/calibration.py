@@ -14,6 +14,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from .detectors import Detector
 from .observe import observe
 
@@ -114,7 +115,7 @@ def _shift_to(
         low, high = (shift, high) if boxes < wanted else (low, shift)
     layer.bias.copy_(closest[1])
     if closest[0] > 0.1:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot be made to send about {wanted} boxes to its NMS, at "
             f"best {closest[2]}: ask for fewer or take larger images"
         )

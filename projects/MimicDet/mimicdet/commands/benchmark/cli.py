@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...utils.errors import UserError
 from .conditions import Conditions
 from .detectors import BACKBONES, CASES, DEFAULT_CASES, check_names
 from .plot import plot_latency
@@ -104,7 +105,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     check_names("mode", args.mode, MODES)
     check_names("device", [args.device], ("cpu", "cuda"))
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: there is no CUDA device; --device cpu measures here")
+        raise UserError("--device cuda: there is no CUDA device; --device cpu measures here")
     if any(CASES[name].form == "onnx" for name in args.detectors):
         _check_onnx(args.device)
     return args
@@ -112,10 +113,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def _check_onnx(device: str) -> None:
     if device != "cpu":
-        raise ValueError("--detectors mimicdet-onnx is measured on the CPU alone")
+        raise UserError("--detectors mimicdet-onnx is measured on the CPU alone")
     missing = [x for x in ("onnx", "onnxscript", "onnxruntime") if not find_spec(x)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"--detectors mimicdet-onnx needs {', '.join(missing)}: install the extra 'export'"
         )
 
@@ -130,7 +131,7 @@ def measure(args: argparse.Namespace, command: str) -> None:
     results = new_results(conditions, command)
     if Path(args.output).exists():
         if not args.resume:
-            raise ValueError(f"{args.output} exists; --resume adds to it")
+            raise UserError(f"{args.output} exists; --resume adds to it")
         results = continue_results(read_results(args.output), results, args.output)
     conditions.apply()
     groups = make_groups(
@@ -148,7 +149,7 @@ def measure(args: argparse.Namespace, command: str) -> None:
     )
 
     if not groups:
-        raise ValueError(
+        raise UserError(
             f"--mode train: {', '.join(args.detectors)} cannot train, being prepared for inference"
         )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ...utils.allocator import keep_freed_memory
+from ...utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Conditions:
         """Change this process. Raises ValueError where freed memory cannot be kept."""
         torch.set_num_threads(self.threads)
         if self.keeps_freed_memory and not keep_freed_memory():
-            raise ValueError(
+            raise UserError(
                 "--keep-freed-memory needs glibc, and no variable of the environment that sets its "
                 "allocator (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD)"
             )

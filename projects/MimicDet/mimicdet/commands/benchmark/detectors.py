@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ... import model_zoo
 from ...export.optimize import optimize_for_inference
+from ...utils.errors import UserError
 from .onnx_model import OnnxModel
 
 BACKBONES = {"R-18": 18, "R-50": 50, "R-101": 101}
@@ -234,7 +235,7 @@ def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
     """ValueError that names the first unknown one and lists the known ones."""
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
+            raise UserError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
 
 
 def build_detector(name: str, settings: ModelSettings) -> nn.Module:

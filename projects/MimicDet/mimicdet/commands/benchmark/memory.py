@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ...utils.errors import UserError
 from .conditions import Conditions
 from .detectors import CASES, ModelSettings, build_detector
 from .inputs import make_inputs
@@ -50,12 +51,12 @@ def measure_memory(task: MemoryTask) -> Memory:
             /proc, where Linux keeps the mark.
     """
     if task.model.device == "cpu" and not Path("/proc/self/status").exists():
-        raise ValueError("peak memory of a CPU needs Linux's /proc/self/status")
+        raise UserError("peak memory of a CPU needs Linux's /proc/self/status")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(run_task, task).result()
         except BrokenProcessPool as error:
-            raise ValueError(f"the process that measures the memory of {task.case} died") from error
+            raise UserError(f"the process that measures the memory of {task.case} died") from error
 
 
 def run_task(task: MemoryTask) -> Memory:

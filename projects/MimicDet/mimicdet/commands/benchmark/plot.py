@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ...utils.errors import UserError
 from .detectors import CASES
 from .timing import summarize
 
@@ -52,7 +53,7 @@ def latency_curves(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, l
                 if not known and CASES[name].num_classes is None:
                     panel[name].append((side, summarize([1e3 * s for s in facts["seconds"]])))
     if not panels:
-        raise ValueError("the results hold no inference at batch 1 to plot")
+        raise UserError("the results hold no inference at batch 1 to plot")
     return {
         key: {name: points for name, points in panel.items() if points}
         for key, panel in panels.items()

@@ -14,6 +14,7 @@ import detectron2
 import torch
 import torchvision
 
+from ...utils.errors import UserError
 from .conditions import Conditions
 
 # What must agree for measurements to stand in one file.
@@ -63,12 +64,12 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """FileNotFoundError for a missing file, ValueError for one that holds no results."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
+        raise UserError(f"there is no file {str(path)!r}")
     try:
         results = json.loads(path.read_text())
         results["groups"], results["machine"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no results of the benchmark") from error
+        raise UserError(f"{path} holds no results of the benchmark") from error
     return results
 
 
@@ -86,7 +87,7 @@ def continue_results(old: dict[str, Any], new: dict[str, Any], path: str) -> dic
     for key in _SAME:
         before = old.get(key, False)  # a file of before there was the key
         if before != new[key]:
-            raise ValueError(
+            raise UserError(
                 f"--resume: {path} was measured with {key} {before}, this run has {new[key]}"
             )
     commands = [c for c in old["commands"] if c not in new["commands"]] + new["commands"]

@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 from ...checkpoint import MimicCheckpointer
 from ...engine.setup import setup_cfg
 from ...engine.trainer import MimicTrainer
-from ...utils.errors import error_text
+from ...utils.errors import UserError, error_text
 from .page import page
 from .runs import RESULTS, Run, read_run
 from .sections import build_sections
@@ -63,7 +63,7 @@ def write_report(
         FileNotFoundError, ValueError: a folder is missing or no run; labels and runs do not match.
     """
     if labels and len(labels) != len(folders):
-        raise ValueError(f"--labels: {len(labels)} labels for {len(folders)} runs")
+        raise UserError(f"--labels: {len(labels)} labels for {len(folders)} runs")
     runs = [read_run(folder) for folder in folders]
     for run, label in zip(runs, labels or _distinct_labels(runs)):
         run.label = label
@@ -100,7 +100,7 @@ def evaluate_teacher(folder: str | Path) -> None:
     evaluators = [MimicTrainer.build_evaluator(cfg, x, output) for x in cfg.DATASETS.TEST]
     MimicTrainer.test(cfg, model, evaluators)
     if not (path / "inference_teacher" / RESULTS).is_file():
-        raise ValueError(f"run '{folder}': the evaluation left no {RESULTS}")
+        raise UserError(f"run '{folder}': the evaluation left no {RESULTS}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         if args.num_images < 0:
-            raise ValueError(f"--num-images must be at least 0, got {args.num_images}")
+            raise UserError(f"--num-images must be at least 0, got {args.num_images}")
         if args.eval_teacher:
             setup_logger(name="detectron2")
             for folder in args.runs:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,8 @@ from pycocotools.coco import COCO
 from ...config import load_config
 from ...engine.setup import setup_cfg
 from ...evaluation.error_split import ErrorSplit, split_errors
-from ...evaluation.matching import Evaluation, ImageBoxes, evaluate, images_of
-from ...utils.errors import error_text
+from ...evaluation.matching import Evaluation, ImageBoxes, check_results, evaluate, images_of
+from ...utils.errors import UserError, read_json
 from ...visualization.curves import read_metrics
 
 HEADS = ("student", "teacher")
@@ -85,19 +84,19 @@ def read_run(folder: str | Path, label: str = "") -> Run:
     Read config, metrics, log and detections of a run's OUTPUT_DIR.
 
     Raises:
-        FileNotFoundError: there is no such folder; ValueError: nothing in it is of a run.
+        UserError: there is no such folder, or nothing in it is of a run.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise FileNotFoundError(f"run '{folder}': no such folder")
+        raise UserError(f"run '{folder}': no such folder")
     names = ("config.yaml", "metrics.json", f"inference/{RESULTS}")
     if not any((path / name).is_file() for name in names):
-        raise ValueError(f"run '{folder}' has none of {', '.join(names)}: is it an OUTPUT_DIR?")
+        raise UserError(f"run '{folder}' has none of {', '.join(names)}: is it an OUTPUT_DIR?")
     run = Run(label or path.resolve().name, path)
     try:
         run.metrics = read_metrics(path / "metrics.json")
-    except (OSError, ValueError) as error:
-        run.problems.append(_problem("no metrics", path / "metrics.json", error))
+    except UserError as error:
+        run.problems.append(f"no metrics: {error}")
     if (path / "log.txt").is_file():
         run.log = read_log((path / "log.txt").read_text(errors="replace"))
     _read_config(run)
@@ -106,24 +105,19 @@ def read_run(folder: str | Path, label: str = "") -> Run:
     return run
 
 
-def _problem(what: str, path: Path, error: Exception) -> str:
-    reason = "there is no such file" if isinstance(error, FileNotFoundError) else error_text(error)
-    return f"{what}: {path}: {reason}"
-
-
 def _read_config(run: Run) -> None:
     path = run.folder / "config.yaml"
     try:
         run.cfg = load_config(str(path))
-    except (OSError, ValueError) as error:
-        run.problems.append(_problem("no config", path, error))
+    except UserError as error:
+        run.problems.append(f"no config: {error}")
         return
     try:
         # The report runs anywhere, whatever the run was trained on.
         cfg = setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])
         run.truth = read_truth(cfg.DATASETS.TEST)
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        run.problems.append(f"no ground truth: {error_text(error)}")
+    except UserError as error:
+        run.problems.append(f"no ground truth: {error}")
 
 
 def read_truth(names: Sequence[str]) -> GroundTruth:
@@ -131,16 +125,16 @@ def read_truth(names: Sequence[str]) -> GroundTruth:
     The ground truth of the only test set; DatasetCatalog must know it.
 
     Raises:
-        ValueError: there is not exactly one set, or it is not evaluated with COCO's metric.
+        UserError: there is not exactly one set, or it is not evaluated with COCO's metric.
     """
     if len(names) != 1:
-        raise ValueError(
+        raise UserError(
             f"DATASETS.TEST names {len(names)} data sets; detections are kept of runs with one"
         )
     records = DatasetCatalog.get(names[0])  # writes the embedded data where they are missing
     metadata = MetadataCatalog.get(names[0])
     if metadata.get("evaluator_type", "coco") != "coco" or not metadata.get("json_file"):
-        raise ValueError(f"data set '{names[0]}' is not evaluated with COCO's metric")
+        raise UserError(f"data set '{names[0]}' is not evaluated with COCO's metric")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(metadata.json_file)
     categories = coco.loadCats(sorted(coco.getCatIds()))
@@ -162,13 +156,15 @@ def _read_heads(run: Run) -> None:
     for head, folder in result_folders(run).items():
         try:
             run.heads[head] = read_head(folder, run.truth)
-        except (KeyError, OSError, TypeError, ValueError) as error:
-            run.problems.append(_problem(f"no detections of the {head}", folder / RESULTS, error))
+        except UserError as error:
+            run.problems.append(f"no detections of the {head}: {error}")
 
 
 def read_head(folder: Path, truth: GroundTruth) -> HeadResults:
-    """Evaluate the detections in a folder; OSError, ValueError or KeyError for a bad file."""
-    results: list[dict[str, Any]] = json.loads((folder / RESULTS).read_text())
+    """Evaluate the detections in a folder; UserError for a file that is missing or faulty."""
+    path = folder / RESULTS
+    results: list[dict[str, Any]] = read_json(path)
+    check_results(str(path), results)
     images = images_of(truth.coco, results)
     errors = split_errors(images, len(truth.class_names))
     return HeadResults(evaluate(truth.coco, results), images, errors, folder)

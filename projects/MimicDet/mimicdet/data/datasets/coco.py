@@ -19,6 +19,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from ...utils.errors import UserError, read_json
 from ..cache import cache_root
 from ..problems import Problems
 
@@ -63,26 +64,23 @@ def register_coco(name: str, json_file: str, image_root: str | None = None) -> N
 def read_coco(path: Path) -> dict[str, Any]:
     """Read the JSON; errors when it is missing, no JSON, or has not COCO's three lists."""
     if not path.is_file():
-        raise FileNotFoundError(f"no annotation file {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"no annotation file {path}")
+    content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f"{path} is no COCO detection file: its top level is a {type(content).__name__}, "
             "not an object"
         )
     missing = [key for key in _LISTS if not isinstance(content.get(key), list)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} is no COCO detection file: no list {', '.join(map(repr, missing))} "
             f"(keys found: {', '.join(map(repr, content)) or 'none'})"
         )
     if not content["images"]:
-        raise ValueError(f"{path} lists no image")
+        raise UserError(f"{path} lists no image")
     if not content["categories"]:
-        raise ValueError(f"{path} lists no category")
+        raise UserError(f"{path} lists no category")
     return content
 
 
@@ -206,7 +204,7 @@ def _find_image_root(path: Path, content: Mapping[str, Any], given: str | None) 
     if given is not None:
         folder = Path(given).expanduser()
         if not folder.is_dir():
-            raise FileNotFoundError(f"no image folder {folder} (for {path})")
+            raise UserError(f"no image folder {folder} (for {path})")
         return folder
     here = path.absolute().parent
     candidates = [here.parent / "images", here / "images", here]
@@ -215,7 +213,7 @@ def _find_image_root(path: Path, content: Mapping[str, Any], given: str | None) 
         if any((folder / name).is_file() for name in names):
             return folder
     tried = ", ".join(str(folder) for folder in candidates)
-    raise FileNotFoundError(
+    raise UserError(
         f"none of the first images of {path} (such as {names[0]}) lies in {tried}; "
         "name the folder: coco:ANNOTATIONS.json:IMAGE_FOLDER"
     )
@@ -225,7 +223,7 @@ def _check_image_files(path: Path, content: Mapping[str, Any], root: Path) -> No
     names = [image["file_name"] for image in content["images"]]
     missing = [name for name in names if not os.path.isfile(os.path.join(root, name))]
     if missing:
-        raise FileNotFoundError(
+        raise UserError(
             f"{path}: {len(missing)} of {len(names)} images are not in {root}: "
             + ", ".join(missing[:5])
             + (" ..." if len(missing) > 5 else "")

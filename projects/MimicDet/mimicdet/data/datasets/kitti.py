@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from ...utils.errors import UserError
 from ..problems import Problems, read_image_list
 
 logger = logging.getLogger(__name__)
@@ -64,17 +65,17 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
     labels, images = Path(label_dir).expanduser(), Path(image_dir).expanduser()
     for folder in (labels, images):
         if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder} (KITTI data set {name!r})")
+            raise UserError(f"no folder {folder} (KITTI data set {name!r})")
     if split_file is None:
         ids = sorted(path.stem for path in labels.glob("*.txt"))
         if not ids:
-            raise ValueError(f"{labels} holds no label file")
+            raise UserError(f"{labels} holds no label file")
     else:
         ids = read_ids(Path(split_file).expanduser())
     files = _find_images(labels, images, ids)
     objects = read_labels(labels, ids)
     if not any(x.type in CLASSES for found in objects.values() for x in found):
-        raise ValueError(f"{labels}: no {', '.join(CLASSES)} in any label file")
+        raise UserError(f"{labels}: no {', '.join(CLASSES)} in any label file")
     records = [_to_record(i, files[i], objects[i]) for i in ids]
     DatasetCatalog.register(name, lambda: copy.deepcopy(records))
     MetadataCatalog.get(name).set(
@@ -88,7 +89,7 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
 def read_ids(path: Path) -> list[str]:
     """The ids of a split file, one a line; blank lines are skipped."""
     if not path.is_file():
-        raise FileNotFoundError(f"no split file {path}")
+        raise UserError(f"no split file {path}")
     return read_image_list(path, "id")
 
 
@@ -105,7 +106,7 @@ def _find_images(labels: Path, images: Path, ids: Sequence[str]) -> dict[str, Pa
         if image_id not in present:
             problems.add("image missing", f"{images}/{image_id} ({', '.join(_IMAGE_SUFFIXES)})")
     if len(problems):
-        raise FileNotFoundError(problems.summary())
+        raise UserError(problems.summary())
     return present
 
 
@@ -153,7 +154,7 @@ def _to_record(image_id: str, file: Path, objects: Sequence[KittiObject]) -> dic
         with Image.open(file) as image:
             width, height = image.size
     except OSError as error:
-        raise ValueError(f"{file} is no image: {error}") from error
+        raise UserError(f"{file} is no image: {error}") from error
     annotations = []
     for x in objects:
         crowd = x.type == REGION or x.type in NEIGHBOURS.values()
@@ -196,24 +197,24 @@ def read_sequences(mapping_file: Path, order_file: Path) -> dict[str, str]:
     """
     for path in (mapping_file, order_file):
         if not path.is_file():
-            raise FileNotFoundError(f"no file {path} (KITTI's devkit_object, folder mapping)")
+            raise UserError(f"no file {path} (KITTI's devkit_object, folder mapping)")
     drives = []
     for number, line in enumerate(mapping_file.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if len(words) != 3:
-            raise ValueError(f"{mapping_file} line {number}: no date, drive and frame: {line!r}")
+            raise UserError(f"{mapping_file} line {number}: no date, drive and frame: {line!r}")
         drives.append(words[1])
     words = order_file.read_text(encoding="utf-8").replace(",", " ").split()
     sequences = {}
     for index, word in enumerate(words):
         if not word.isdecimal() or not 1 <= int(word) <= len(drives):
-            raise ValueError(
+            raise UserError(
                 f"{order_file}: entry {index + 1} is {word!r}, no line of {mapping_file.name} "
                 f"(1 to {len(drives)})"
             )
         sequences[f"{index:06d}"] = drives[int(word) - 1]
     if not sequences:
-        raise ValueError(f"{order_file} lists no image")
+        raise UserError(f"{order_file} lists no image")
     return sequences
 
 
@@ -233,7 +234,7 @@ def split_by_sequence(
         sorted ids for (training, validation).
     """
     if not 0 < train_share < 1:
-        raise ValueError(f"the share of training images must lie in (0, 1), got {train_share}")
+        raise UserError(f"the share of training images must lie in (0, 1), got {train_share}")
     members: dict[str, list[str]] = {}
     for image_id, sequence in sequences.items():
         members.setdefault(sequence, []).append(image_id)

@@ -17,6 +17,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ...utils.errors import UserError
 from ..cache import cache_root, new_folder
 from ..problems import Problems, read_image_list
 
@@ -64,7 +65,7 @@ def register_voc(name: str, dirname: str, split: str) -> None:
     folder = Path(dirname).expanduser()
     for part in (folder, folder / "Annotations", folder / "JPEGImages"):
         if not part.is_dir():
-            raise FileNotFoundError(f"no folder {part} (Pascal VOC data set {name!r})")
+            raise UserError(f"no folder {part} (Pascal VOC data set {name!r})")
     ids = _read_split(folder, split)
     annotations = _read_annotations(folder)
     files = _find_images(folder, split, ids, annotations)
@@ -75,7 +76,7 @@ def register_voc(name: str, dirname: str, split: str) -> None:
     problems.raise_if_any()
     classes = sorted({x.name for image in annotations.values() for x in image.objects})
     if not classes:
-        raise ValueError(f"{folder / 'Annotations'}: no <object> in any annotation file")
+        raise UserError(f"{folder / 'Annotations'}: no <object> in any annotation file")
     absent = set(classes) - {x.name for i in ids for x in annotations[i].objects}
     if absent:
         logger.warning(
@@ -98,7 +99,7 @@ def _read_split(folder: Path, split: str) -> list[str]:
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"no split file {path}; splits found there: {known}")
+        raise UserError(f"no split file {path}; splits found there: {known}")
     return read_image_list(path, "name")
 
 
@@ -185,7 +186,7 @@ def _find_images(
                 "image file missing", f"JPEGImages/{image_id} ({', '.join(_IMAGE_SUFFIXES)})"
             )
     if len(problems):
-        raise FileNotFoundError(problems.summary())
+        raise UserError(problems.summary())
     return present
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..tensors import DetectorLayout, DetectorTensors
 
 ADAPTER_REGISTRY = Registry("DETECTOR_ADAPTER")
@@ -50,7 +51,7 @@ def build_adapter(model: nn.Module, input_format: str) -> DetectorAdapter:
         if name in ADAPTER_REGISTRY:
             return ADAPTER_REGISTRY.get(name)(model, input_format)
     known = sorted(name.removesuffix("Adapter") for name, _ in ADAPTER_REGISTRY)
-    raise ValueError(
+    raise UserError(
         f"{type(model).__name__} can be no student or teacher of DISTILLATION: it has no adapter. "
         f"There are adapters of {', '.join(known)}"
     )

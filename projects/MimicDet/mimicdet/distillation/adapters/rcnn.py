@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import ADAPTER_REGISTRY, DetectorAdapter, cell_anchors
 
@@ -49,7 +50,7 @@ class GeneralizedRCNNAdapter(DetectorAdapter):
         super().__init__(model, input_format)
         rpn = model.proposal_generator
         if rpn is None or not hasattr(rpn, "anchor_generator"):
-            raise ValueError(f"{type(model).__name__} without an RPN has no anchors to distil by")
+            raise UserError(f"{type(model).__name__} without an RPN has no anchors to distil by")
         shapes = [model.backbone.output_shape()[f] for f in rpn.in_features]
         self.layout = DetectorLayout(
             name=type(model).__name__,

@@ -4,11 +4,12 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from torch import Tensor
 
+from ...utils.errors import check_choice
 from ..losses import masked_feature_loss
 from ..masks import box_masks, location_masks
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DISTILLATION_REGISTRY, settings_of
-from .feature_method import FeatureMethod, check_choice, feature_settings
+from .feature_method import FeatureMethod, feature_settings
 
 MASKS = ("all", "positives", "negatives", "boxes")
 
@@ -36,7 +37,7 @@ class FeatureImitation(FeatureMethod):
             kwargs: see FeatureMethod.
         """
         super().__init__(**kwargs)
-        check_choice("FeatureImitation.MASK", mask, MASKS)
+        check_choice("DISTILLATION.FeatureImitation.MASK", mask, MASKS)
         self.mask = mask
         self.strides = strides
         self.anchors_per_position = anchors_per_position

@@ -6,6 +6,7 @@ import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DistillationMethod
 
@@ -48,12 +49,12 @@ class FeatureMethod(DistillationMethod):
         self.levels = list(levels) or list(range(len(student_channels)))
         outside = [x for x in self.levels if not 0 <= x < len(student_channels)]
         if outside or len(set(self.levels)) < len(self.levels):
-            raise ValueError(
+            raise UserError(
                 f"{name}.LEVELS {list(levels)} must be different numbers from 0 to "
                 f"{len(student_channels) - 1}"
             )
         if adaptation_kernel < 1 or adaptation_kernel % 2 == 0:
-            raise ValueError(f"{name}.ADAPTATION_KERNEL must be odd, got {adaptation_kernel}")
+            raise UserError(f"{name}.ADAPTATION_KERNEL must be odd, got {adaptation_kernel}")
         self.agrees_on = frozenset({"levels"} if adaptation else {"levels", "channels"})
         pairs = list(zip(student_channels, teacher_channels)) if adaptation else []
         self.adaptation = nn.ModuleDict()
@@ -82,9 +83,3 @@ class FeatureMethod(DistillationMethod):
 
     def _adapted(self, x: Tensor, level: int) -> Tensor:
         return self.adaptation[str(level)](x) if self.adaptation else x
-
-
-def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """ValueError where a setting is none of the allowed words."""
-    if value not in allowed:
-        raise ValueError(f"DISTILLATION.{key} must be one of {', '.join(allowed)}, got {value!r}")

@@ -5,11 +5,12 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from torch import Tensor
 
+from ...utils.errors import UserError, check_choice
 from ..losses import fine_grained_loss
 from ..masks import box_masks, near_object_masks
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DISTILLATION_REGISTRY, settings_of
-from .feature_method import FeatureMethod, check_choice, feature_settings
+from .feature_method import FeatureMethod, feature_settings
 
 REGIONS = ("near_objects", "iou_threshold", "all", "boxes")
 
@@ -41,10 +42,10 @@ class FineGrained(FeatureMethod):
             kwargs: see FeatureMethod.
         """
         super().__init__(**kwargs)
-        check_choice("FineGrained.REGION", region, REGIONS)
+        check_choice("DISTILLATION.FineGrained.REGION", region, REGIONS)
         for key, value in (("PSI", psi), ("IOU_THRESHOLD", iou_threshold)):
             if not 0 <= value <= 1:
-                raise ValueError(f"DISTILLATION.FineGrained.{key} must be 0 to 1, got {value}")
+                raise UserError(f"DISTILLATION.FineGrained.{key} must be 0 to 1, got {value}")
         self.region = region
         self.psi = psi if region == "near_objects" else None
         self.iou_threshold = iou_threshold

@@ -4,10 +4,10 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from torch import Tensor
 
+from ...utils.errors import UserError, check_choice
 from ..losses import paired_iou, rank_loss
 from ..tensors import DetectorLayout, DetectorTensors, Positives, scores
 from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
-from .feature_method import check_choice
 
 SCORES = ("probability", "logit")
 
@@ -35,9 +35,9 @@ class RankMimicking(DistillationMethod):
         """
         super().__init__()
         name = "DISTILLATION.RankMimicking"
-        check_choice("RankMimicking.CLASS_SCORES", class_scores, SCORES)
+        check_choice("DISTILLATION.RankMimicking.CLASS_SCORES", class_scores, SCORES)
         if not (class_rank or box_rank):
-            raise ValueError(f"{name}.CLASS_RANK and BOX_RANK are both False")
+            raise UserError(f"{name}.CLASS_RANK and BOX_RANK are both False")
         self.class_rank, self.box_rank = class_rank, box_rank
         self.class_scores = class_scores
         self.readings = student, teacher

@@ -4,10 +4,10 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from torch import Tensor
 
+from ...utils.errors import UserError, check_choice
 from ..losses import soft_label_loss
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
-from .feature_method import check_choice
 
 SAMPLES = ("positives", "all")
 
@@ -26,9 +26,9 @@ class SoftLabels(DistillationMethod):
             reading: how logits at the positives are read, see DetectorLayout.class_scores.
         """
         super().__init__()
-        check_choice("SoftLabels.SAMPLES", samples, SAMPLES)
+        check_choice("DISTILLATION.SoftLabels.SAMPLES", samples, SAMPLES)
         if temperature <= 0:
-            raise ValueError(
+            raise UserError(
                 f"DISTILLATION.SoftLabels.TEMPERATURE must be above 0, got {temperature}"
             )
         self.temperature = temperature

@@ -16,6 +16,8 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
+
 STAGE_CHANNELS = (240, 480, 960)
 STAGE_BLOCKS = (4, 6, 4)  # the original has 8 in its stage 3
 ADDED_CHANNELS = (960, 768)
@@ -101,7 +103,7 @@ class ShuffleNet(Backbone):
         stages = [int(c * width) for c in STAGE_CHANNELS]
         added = [int(c * width) for c in ADDED_CHANNELS]
         if width <= 0 or any(c % (4 * GROUPS) for c in (*stages, *added)):
-            raise ValueError(
+            raise UserError(
                 f"MODEL.SHUFFLENET.WIDTH {width} gives blocks of {stages + added} channels, which "
                 f"are not all multiples of {4 * GROUPS}"
             )

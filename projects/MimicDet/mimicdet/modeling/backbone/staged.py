@@ -13,6 +13,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, vgg
 
+from ...utils.errors import UserError
+
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 # The VGG paper's names of its configurations, by depth.
@@ -47,7 +49,7 @@ class StagedBackbone(Backbone):
         super().__init__()
         unknown = [name for name in out_features if name not in STRIDES]
         if unknown or not out_features:
-            raise ValueError(f"OUT_FEATURES must be some of {list(STRIDES)}, got {out_features}")
+            raise UserError(f"OUT_FEATURES must be some of {list(STRIDES)}, got {out_features}")
         self._ends = {n: end for n, end in zip(STRIDES, stage_ends) if n in out_features}
         self._channels = dict(zip(STRIDES, stage_channels))
         self.features = layers[: max(self._ends.values())]
@@ -88,7 +90,7 @@ def _norm_factory(norm: str) -> Callable[[int], nn.Module]:
 
 def _check_channels(input_shape: ShapeSpec) -> None:
     if input_shape.channels != 3:
-        raise ValueError(
+        raise UserError(
             "MODEL.PIXEL_MEAN must have 3 values: torchvision's networks take 3 channels, not "
             f"{input_shape.channels}"
         )
@@ -120,7 +122,7 @@ def build_vgg_backbone(cfg, input_shape: ShapeSpec) -> StagedBackbone:
     _check_channels(input_shape)
     keys = cfg.MODEL.VGG
     if keys.DEPTH not in _VGG_NAMES:
-        raise ValueError(f"MODEL.VGG.DEPTH must be 11, 13, 16 or 19, got {keys.DEPTH}")
+        raise UserError(f"MODEL.VGG.DEPTH must be 11, 13, 16 or 19, got {keys.DEPTH}")
     # Not torchvision.models.vgg16: its classifier is nine tenths of its parameters.
     layers = vgg.make_layers(vgg.cfgs[_VGG_NAMES[keys.DEPTH]])
     layers = nn.Sequential(*_with_norm(layers, keys.NORM))

@@ -9,6 +9,8 @@ from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
+
 
 class StaggeredFPN(FPN):
     """
@@ -27,7 +29,7 @@ class StaggeredFPN(FPN):
         """
         super().__init__(*args, **kwargs)
         if self._fuse_type != "sum":
-            raise ValueError(f"StaggeredFPN adds levels up, got fuse_type {self._fuse_type!r}")
+            raise UserError(f"StaggeredFPN adds levels up, got fuse_type {self._fuse_type!r}")
         self.eval_out_features = eval_out_features
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -77,7 +79,7 @@ def used_levels(cfg) -> list[str]:
 
 def _initialise_pyramid(fpn: FPN, method: str) -> None:
     if method not in ("he", "xavier"):
-        raise ValueError(f"MODEL.MIMICDET.FPN.INIT must be 'he' or 'xavier', got {method!r}")
+        raise UserError(f"MODEL.MIMICDET.FPN.INIT must be 'he' or 'xavier', got {method!r}")
     if method == "xavier":  # what Detectron2's FPN has done already
         return
     for name, module in fpn.named_modules():
@@ -100,7 +102,7 @@ def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
     shapes = bottom_up.output_shape()
     missing = [f for f in (*cfg.MODEL.FPN.IN_FEATURES, "res5") if f not in shapes]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"MODEL.FPN.IN_FEATURES needs {missing}, which MODEL.RESNETS.OUT_FEATURES "
             f"{list(shapes)} does not give; P6 and P7 need res5"
         )
@@ -109,7 +111,7 @@ def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
     while in_features and _pyramid_name(shapes[in_features[0]].stride) not in used:
         in_features.pop(0)
     if not in_features:
-        raise ValueError(
+        raise UserError(
             f"MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES {used} use no level of "
             f"MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}"
         )

@@ -12,6 +12,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...utils.errors import UserError
 from ..layers import Linear
 from ..layers.precision import at_least_float32
 from ..structures import HeadPredictions, split_positions
@@ -92,9 +93,9 @@ class MimicTeacherHeads(ROIHeads):
         """
         super().__init__(**kwargs)
         if head not in HEADS:
-            raise ValueError(f"MODEL.MIMICDET.TEACHER.HEAD must be one of {HEADS}, got {head!r}")
+            raise UserError(f"MODEL.MIMICDET.TEACHER.HEAD must be one of {HEADS}, got {head!r}")
         if num_fc < 1:
-            raise ValueError(f"MODEL.ROI_BOX_HEAD.NUM_FC must be at least 1, got {num_fc}")
+            raise UserError(f"MODEL.ROI_BOX_HEAD.NUM_FC must be at least 1, got {num_fc}")
         self.in_features = list(in_features)
         self.pooler = pooler
         self.settings = settings
@@ -115,13 +116,13 @@ class MimicTeacherHeads(ROIHeads):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         missing = [f for f in in_features if f not in input_shape]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.ROI_HEADS.IN_FEATURES names {missing}, the backbone gives "
                 f"{list(input_shape)}"
             )
         head = cfg.MODEL.ROI_BOX_HEAD
         if head.POOLER_TYPE != "ROIAlignV2":
-            raise ValueError(
+            raise UserError(
                 f"MODEL.ROI_BOX_HEAD.POOLER_TYPE must be ROIAlignV2, got {head.POOLER_TYPE}"
             )
         strides = [input_shape[f].stride for f in in_features]
@@ -143,7 +144,7 @@ class MimicTeacherHeads(ROIHeads):
 
     def _initialise(self, output_init: str) -> None:
         if output_init not in ("he", "gaussian"):
-            raise ValueError(
+            raise UserError(
                 "MODEL.MIMICDET.TEACHER.OUTPUT_INIT must be 'he' or 'gaussian', got "
                 f"{output_init!r}"
             )

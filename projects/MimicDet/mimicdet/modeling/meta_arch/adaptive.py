@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..assignment import atss_assign
 
 
@@ -74,7 +75,7 @@ class AdaptiveDetector(DenseDetector):
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
         if any(count != 1 for count in anchor_generator.num_anchors):
-            raise ValueError(
+            raise UserError(
                 "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS must give one anchor a location, "
                 f"got {anchor_generator.num_anchors}"
             )

@@ -6,6 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
+from ...utils.errors import UserError
 from ..boxes import aligned_iou, box_distances, distance_boxes, expected_distances
 from ..losses import distribution_focal_loss, quality_focal_loss, weighted_giou_loss
 from .adaptive import AdaptiveDetector, log_positives, process_mean
@@ -86,7 +87,7 @@ class GFL(AdaptiveDetector):
         sizes = list(sizes) * len(input_shape) if len(sizes) == 1 else sizes
         scales = {size[0] / shape.stride for size, shape in zip(sizes, input_shape)}
         if len(scales) != 1:
-            raise ValueError(
+            raise UserError(
                 "MODEL.ANCHOR_GENERATOR.SIZES must be the same multiple of the stride on every "
                 f"level of MODEL.RETINANET.IN_FEATURES for GFL, got multiples {sorted(scales)}"
             )
