@@ -6,7 +6,6 @@ from statistics import median
 from typing import Any
 
 from .stages import STAGES
-from .targets import targets_of
 from .timing import median_ratio, summarize
 
 # What a case is compared with: the columns of ratios.
@@ -19,13 +18,12 @@ def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def format_report(results: dict[str, Any]) -> str:
-    """Where and how it was measured, a table for each group, the stages and the targets."""
+    """Where and how it was measured, a table for each group, and the stages."""
     parts = [_preface(results)]
     for group in results["groups"]:
         parts += [_heading(group["settings"]), _group_table(group)]
         if any("stages" in facts for facts in group["cases"].values()):
             parts.append(_stage_table(group))
-    parts += ["## Targets", _target_table(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,22 +100,6 @@ def _stage_table(group: dict[str, Any]) -> str:
         row += [f"{1e3 * median(totals):.1f}", f"{1e3 * median(facts['seconds']):.1f}"]
         rows.append(row)
     return format_table(head, rows)
-
-
-def _target_table(results: dict[str, Any]) -> str:
-    rows = []
-    for target in targets_of(results["device"]):
-        value, verdict = target.verdict(results)
-        sign = ">=" if target.at_least else "<="
-        rows.append(
-            [
-                target.name,
-                f"{sign} {target.limit:g}",
-                "" if value is None else f"{value:.3g}",
-                verdict,
-            ]
-        )
-    return format_table(["R-50, 800 x 1216, 80 classes", "target", "measured", ""], rows)
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:

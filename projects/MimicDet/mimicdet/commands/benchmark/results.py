@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -92,14 +91,3 @@ def continue_results(old: dict[str, Any], new: dict[str, Any], path: str) -> dic
             )
     commands = [c for c in old["commands"] if c not in new["commands"]] + new["commands"]
     return {**old, "date": new["date"], "commands": commands}
-
-
-def find_group(
-    results: dict[str, Any], settings: dict[str, Any], cases: Sequence[str] = ()
-) -> dict[str, Any] | None:
-    """The first group with all of these settings and cases; its others may be any."""
-    for group in results["groups"]:
-        alike = all(group["settings"].get(key) == value for key, value in settings.items())
-        if alike and group["cases"].keys() >= set(cases):
-            return group
-    return None

@@ -19,7 +19,6 @@ from .detectors import CASES, DETECTORS, FORMS, Case, ModelSettings, build_detec
 from .inputs import image_size, make_inputs
 from .memory import MemoryTask, measure_memory
 from .observe import count_flops, observe
-from .results import find_group
 from .stages import StageClock
 from .timing import interleave, synchronizer
 from .workloads import make_workload
@@ -93,7 +92,8 @@ def run_groups(
     """
     Measure the groups that the results lack; `save` is called after each, `say` gets a line.
     """
-    todo = [g for g in groups if find_group(results, g.settings()) is None]
+    measured = [group["settings"] for group in results["groups"]]
+    todo = [group for group in groups if group.settings() not in measured]
     if len(todo) < len(groups):
         say(f"{len(groups) - len(todo)} of {len(groups)} groups are there already")
     start, done = time.monotonic(), 0
