@@ -12,12 +12,13 @@ import torch
 from detectron2.modeling import build_model
 
 from mimicdet.commands.report import write_report
+from mimicdet.commands.report.charts import line_chart
 from mimicdet.commands.report.images import best_and_worst, score_image
 from mimicdet.commands.report.main import main
 from mimicdet.commands.report.runs import RESULTS, read_log, read_run
-from mimicdet.commands.report.svg import Axis, Series, line_chart, tick_text, ticks
 from mimicdet.engine import setup_cfg
 from mimicdet.evaluation.matching import ImageBoxes
+from mimicdet.visualization.curves import Panel
 from tests.engine.tiny_run import BOXES, CLASSES, loggers_restored, write_coco, write_config
 
 LOG = """
@@ -260,20 +261,33 @@ def test_best_and_worst_images():
 # ---------------------------------------------------------------- charts
 
 
+def panel(y, scale="linear", **style):
+    x = np.linspace(0.0, 10.0, len(y))
+    return Panel("t", [(x, np.array(y), {"label": "a & b", "color": "red", **style})], scale)
+
+
+def corners(chart):
+    """Places of the red line's points in the SVG."""
+    path = re.search(r'<path d="([^"]*)"[^>]*stroke: #ff0000', chart)[1]
+    return np.array(re.findall(r"[ML] (\S+) (\S+)", path), dtype=float)
+
+
 def test_a_line_runs_through_its_points():
-    line = Series("a & b", np.array([0.0, 10.0]), np.array([0.0, 1.0]), "red")
-    chart = line_chart("t", [line], Axis("x", 0, 10), Axis("y", 0, 1))
-    assert 'd="M46.0 214.0L410.0 10.0"' in chart  # corners of the plot, y downwards
-    assert "a &amp; b: 1 at 10" in chart
-    log = Series("log", np.array([0.0, 5.0, 10.0]), np.array([1.0, 0.0, 100.0]), "red")
-    chart = line_chart("t", [log], Axis("x", 0, 10), Axis("y", 1, 100, log=True))
-    assert 'd="M46.0 214.0L410.0 10.0"' in chart  # a zero has no place on a logarithmic axis
-    with pytest.raises(ValueError, match="nothing to draw"):
-        line_chart("t", [Series("", np.array([1.0]), np.array([np.nan]), "")], Axis(""), Axis(""))
+    chart = line_chart(panel([0.0, 1.0]))
+    assert "<title>a &amp; b: 1 at 10</title>" in chart
+    assert "#000000" not in chart and "currentColor" in chart  # readable on a dark page
+    (x0, y0), (x1, y1) = corners(chart)
+    assert x1 - x0 > 250 and y0 - y1 > 100  # y downwards
+    # A zero has no place on a logarithmic axis, a NaN on none.
+    for values, scale in (([1.0, 0.0, 100.0], "log"), ([1.0, np.nan, 100.0], "linear")):
+        (x0, y0), (x1, y1) = corners(line_chart(panel(values, scale)))
+        assert x1 - x0 > 250 and y0 - y1 > 100
+    assert line_chart(panel([np.nan])) == ""
 
 
-def test_ticks_are_round():
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(0, 408) == [0, 100, 200, 300, 400]
-    assert ticks(-1, 4) == [-1, 0, 1, 2, 3, 4]
-    assert [tick_text(x) for x in (0.0008, 100, 0.25)] == ["8e-4", "100", "0.25"]
+def test_a_chart_is_the_same_each_time_and_has_its_ink_from_the_page():
+    dashed = panel(np.ones(40), color="black", linestyle="--")
+    chart = line_chart(dashed)
+    assert chart == line_chart(dashed)
+    assert re.search(r"stroke-dasharray: [^\"]*stroke: currentColor", chart)
+    assert "<title>" not in chart and "a &amp; b</text>" in chart

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
@@ -68,6 +69,12 @@ def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size)
+
+
+def draw_grid(axes: Axes) -> None:
+    """Pale lines at the ticks, and no frame right and above."""
+    axes.grid(True, which="major", color="black", alpha=0.15, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_box(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int, dashed: bool) -> None:

@@ -3,15 +3,18 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from ..utils.drawing import draw_grid
 
 from ..utils.errors import UserError, file_errors
 
@@ -40,13 +43,18 @@ _AP_COLORS = {"AP": "#1f77ff", "AP50": "#1b9e47", "AP75": "#944ddb"}
 _COSINE_NAMES = {"mimic/cosine_cls": "classification", "mimic/cosine_loc": "localisation"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Panel:
-    """One set of axes: its title and the scalars that it shows."""
+    """
+    One set of axes: its title and its lines, each with x, rising, y and matplotlib's arguments, the
+    label among them.
+    """
 
     title: str
-    keys: list[str] = field(default_factory=list)
+    lines: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]
     scale: str = "linear"
+    limits: tuple[float | None, float | None] = (None, None)  # of y; None: the data's
+    x_label: str = "iteration"
 
 
 def read_metrics(
@@ -92,34 +100,39 @@ def read_metrics(
     return metrics
 
 
-def group_scalars(keys: Iterable[str]) -> list[Panel]:
-    """Group the names of scalars into panels; panels without a scalar are left out."""
-    names = sorted(keys)
+def group_scalars(metrics: Metrics) -> list[Panel]:
+    """Group scalars into panels by their names; panels without a scalar are left out."""
+    names = sorted(metrics)
     parts = [k for part in _PART_COLORS for k in names if k.startswith(f"loss_{part}_")]
     others = [k for k in names if k.startswith("loss_") and k not in parts]
     losses = [k for k in names if k == "total_loss"] + parts + others
     precision = [k for k in names if re.search(r"(^|/)bbox/AP(50|75)?$", k)]
     counts = [k for k in names if "num_foreground" in k or "num_positives" in k]
     cosines = [k for k in _COSINE_NAMES if k in names]
+    rates = [k for k in names if k == "lr"]
+
+    def panel(title: str, keys: Sequence[str], *axis: Any) -> Panel:
+        return Panel(title, [(*metrics[key], line_style(key)) for key in keys], *axis)
+
     panels = [
-        Panel("Losses", losses, scale="log"),
-        Panel("Average precision on held-out data", precision),
-        Panel("Mimicking: mean cosine of student and teacher", cosines),
-        Panel("Learning rate", [k for k in names if k == "lr"]),
+        panel("Losses", losses, "log"),
+        panel("Average precision on held-out data", precision, "linear", (0, 100)),
+        panel("Mimicking: mean cosine of student and teacher", cosines),
+        panel("Learning rate", rates),
         # Zero is what such a plot must be able to show: no plain logarithm.
-        Panel("Boxes that train the parts", counts, scale="symlog"),
+        panel("Boxes that train the parts", counts, "symlog", (0, None)),
     ]
-    return [panel for panel in panels if panel.keys]
+    return [panel for panel in panels if panel.lines]
 
 
-def line_style(key: str) -> dict[str, object]:
+def line_style(key: str) -> dict[str, Any]:
     """Colour, dash and legend text of a scalar by its name, as matplotlib's arguments."""
     if key == "total_loss":
         return {"color": "black", "linewidth": 2.2, "label": "total"}
     match = re.fullmatch(r"loss_(\w+?)_(\w+)", key)
     if match:
         part, what = match.groups()
-        style: dict[str, object] = {"linestyle": "--" if what == "loc" else "-"}
+        style: dict[str, Any] = {"linestyle": "--" if what == "loc" else "-"}
         if part in _PART_COLORS:
             style["color"] = _PART_COLORS[part]
         return {**style, "label": f"{part} {what}"}
@@ -141,33 +154,24 @@ def line_style(key: str) -> dict[str, object]:
     return {"label": key}
 
 
-def _draw_panel(axes: Axes, panel: Panel, metrics: Metrics, last: int) -> None:
-    positive = False
-    for key in panel.keys:
-        iterations, values = metrics[key]
-        style = {"linewidth": 1.5, **line_style(key)}
-        if len(iterations) == 1:
-            style["marker"] = "o"
-        axes.plot(iterations, values, **style)
-        positive = positive or bool((values > 0).any())
-    axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold")
-    axes.set_xlabel("iteration")
-    # The same time axis everywhere, so that panels can be compared.
+def draw_panel(axes: Axes, panel: Panel, last: float) -> None:
+    """Draw the finite values, on a logarithmic axis the positive ones, of x from 0 to `last`."""
+    scale = panel.scale
+    if scale == "log" and not any((y > 0).any() for _, y, _ in panel.lines):
+        scale = "linear"
+    for x, y, style in panel.lines:
+        shown = np.isfinite(y) & ((y > 0) | (scale != "log"))
+        marker = "o" if len(x) == 1 else None
+        axes.plot(x[shown], y[shown], **{"linewidth": 1.5, "marker": marker, **style})
+    axes.set_xlabel(panel.x_label)
     axes.set_xlim(0, 1.02 * max(last, 1))
-    if panel.scale == "symlog":
-        axes.set_yscale("symlog", linthresh=1.0)
-        axes.set_ylim(bottom=0)
-    elif panel.scale == "log" and positive:
-        axes.set_yscale("log")
-    if panel.title.startswith("Average"):
-        axes.set_ylim(0, 100)
-    axes.grid(True, which="major", color="#d9dde3", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(panel.keys) > 4:
-        # Beside the panel: there are too many lines to keep clear of.
-        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    elif len(panel.keys) > 1:
-        axes.legend(fontsize=8, edgecolor="none", framealpha=0.85)
+    axes.set_yscale(scale, **({"linthresh": 1.0} if scale == "symlog" else {}))
+    if scale == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(*panel.limits)
+    draw_grid(axes)
 
 
 def build_figure(metrics: Metrics, title: str = "") -> Figure:
@@ -185,14 +189,20 @@ def build_figure(metrics: Metrics, title: str = "") -> Figure:
     wide = len(panels) % 2
     rows = (len(panels) + wide) // 2
     figure = Figure(figsize=(6.6 * columns, 3.9 * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # Agg whatever the user's backend is, and pyplot's state untouched.
     grid = figure.add_gridspec(rows, columns)
-    last = max(int(metrics[key][0][-1]) for panel in panels for key in panel.keys)
+    # The same time axis everywhere, so that panels can be compared.
+    last = max(x[-1] for panel in panels for x, *_ in panel.lines)
     for index, panel in enumerate(panels):
         row, column = divmod(index + wide, 2)
         spans = wide and index == 0
         axes = figure.add_subplot(grid[0, :] if spans else grid[row, column])
-        _draw_panel(axes, panel, metrics, last)
+        draw_panel(axes, panel, last)
+        axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold")
+        if len(panel.lines) > 4:
+            # Beside the panel: there are too many lines to keep clear of.
+            axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        elif len(panel.lines) > 1:
+            axes.legend(fontsize=8, edgecolor="none", framealpha=0.85)
     if title:
         figure.suptitle(title, fontsize=14, fontweight="bold")
     return figure

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -71,7 +70,6 @@ def draw_differences(
 def draw_variance(levels: Sequence[ChannelVariance], strides: Sequence[int]) -> Figure:
     """FGFI's Fig. 6 (b), (c): a panel for each level, channels in order of the outer variance."""
     figure = Figure(figsize=(4.2 * len(levels), 3.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     for index, (level, stride) in enumerate(zip(levels, strides)):
         axes = figure.add_subplot(1, len(levels), index + 1)
         order = level.outside.argsort().cpu()
@@ -99,7 +97,6 @@ def draw_ranks(image: np.ndarray, ranks: ObjectRanks, class_name: str) -> Figure
     and after the softmax of Eq. 5.
     """
     figure = Figure(figsize=(12, 6.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2, 3)
     top = float(max(ranks.class_scores.student.max(), ranks.class_scores.teacher.max()))
     sides = (
@@ -167,7 +164,6 @@ def _image_grid(image: np.ndarray, rows: int, columns: int) -> tuple[Figure, np.
     height, width = image.shape[:2]
     size = (_CELL * columns, (_CELL * height / width + 0.3) * rows)
     figure = Figure(figsize=size, dpi=110)
-    FigureCanvasAgg(figure)
     # matplotlib's own layouts take seconds for so many pictures of one size.
     top = 1 - 0.3 / size[1]
     spaces = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "wspace": 0.03}

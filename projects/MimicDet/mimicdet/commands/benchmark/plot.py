@@ -5,9 +5,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ...utils.drawing import draw_grid
 from ...utils.errors import UserError
 from .detectors import CASES
 from .timing import summarize
@@ -64,7 +64,6 @@ def build_figure(results: dict[str, Any]) -> Figure:
     """A panel for each backbone and class count; bars from quartile to quartile."""
     panels = latency_curves(results)
     figure = Figure(figsize=(6.0 * len(panels) + 1.5, 4.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # Agg whatever the user's backend is, and pyplot's state untouched
     for index, ((backbone, classes), curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), index)
         for name, points in curves.items():
@@ -87,8 +86,7 @@ def build_figure(results: dict[str, Any]) -> Figure:
         axes.set_xlabel("short side, pixels")
         axes.set_ylabel("ms an image, median")
         axes.set_ylim(bottom=0)
-        axes.grid(True, color="#d9dde3", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
+        draw_grid(axes)
         if index == len(panels):  # beside it: there are too many lines to keep clear of
             axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -38,11 +38,7 @@ td.best { font-weight: 700; }
   minmax(min(100%, 320px), 1fr)); }
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: 4px; }
 .chart svg { width: 100%; height: auto; display: block; }
-.chart text { fill: var(--faint); font-size: 12px; } .grid { stroke: var(--line); }
-.axis { stroke: var(--faint); } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; list-style: none; margin: 4px 0 0;
-  padding: 0; font-size: .85rem; }
-.legend i { display: inline-block; width: 20px; margin-right: 6px; vertical-align: middle; }
+.chart text { fill: var(--faint); }
 .pictures { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill,
   minmax(min(100%, 460px), 1fr)); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; align-content: start; }

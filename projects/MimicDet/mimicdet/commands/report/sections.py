@@ -8,11 +8,11 @@ from detectron2.config import CfgNode
 
 from ...evaluation.error_split import KINDS
 from ...utils.drawing import class_color
-from ...visualization.curves import group_scalars, line_style
+from ...visualization.curves import Panel, group_scalars
+from .charts import line_chart
 from .images import best_and_worst, picture_pair
 from .page import Cell, Section, number, paragraph, table
 from .runs import HEADS, HeadResults, Run
-from .svg import Axis, Series, line_chart
 
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MOST_CLASSES = 8
@@ -43,8 +43,8 @@ def _evaluated(runs: Sequence[Run]) -> list[tuple[Run, HeadResults]]:
     return [(run, run.main) for run in runs if run.main is not None]
 
 
-def _css(index: int) -> str:
-    return "rgb({}, {}, {})".format(*class_color(index))
+def _color(index: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*class_color(index))
 
 
 def _compared(values: Sequence[float | None], scale: float = 100.0) -> list[Cell]:
@@ -87,7 +87,7 @@ def curves(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         parts.append(_charts([_overlay(runs, key, *rest) for key, *rest in _OVERLAYS]))
     for run in runs:
-        charts = [_panel_chart(run, panel) for panel in group_scalars(run.metrics)]
+        charts = [line_chart(panel) for panel in group_scalars(run.metrics)]
         if len(runs) == 1:
             return _charts(charts)
         name = html.escape(run.label)
@@ -95,12 +95,12 @@ def curves(runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
-# Scalar, title, logarithmic.
+# Scalar, title, scale.
 _OVERLAYS = (
-    ("total_loss", "Total loss", True),
-    ("bbox/AP", "AP on the test set", False),
-    ("bbox/AP50", "AP50 on the test set", False),
-    ("mimic/cosine_cls", "Cosine of the heads' classification features", False),
+    ("total_loss", "Total loss", "log"),
+    ("bbox/AP", "AP on the test set", "linear"),
+    ("bbox/AP50", "AP50 on the test set", "linear"),
+    ("mimic/cosine_cls", "Cosine of the heads' classification features", "linear"),
 )
 
 
@@ -108,39 +108,16 @@ def _charts(charts: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def _iterations() -> Axis:
-    return Axis("iteration", low=0.0)
-
-
-def _overlay(runs: Sequence[Run], key: str, title: str, log: bool) -> str:
+def _overlay(runs: Sequence[Run], key: str, title: str, scale: str) -> str:
     """One scalar of all runs in one chart; empty where fewer than two runs have it."""
     lines = [
-        Series(run.label, *run.metrics[key], _css(index))
+        (*run.metrics[key], {"label": run.label, "color": _color(index)})
         for index, run in enumerate(runs)
         if key in run.metrics
     ]
-    if len(lines) < 2:  # nothing to compare; the run's own curves show it
-        return ""
-    return _chart_if_any(title, lines, Axis("", None if log else 0.0, log=log))
-
-
-def _panel_chart(run: Run, panel) -> str:
-    lines = []
-    for index, key in enumerate(panel.keys):
-        style = line_style(key)
-        color = str(style.get("color", _css(index)))
-        color = "currentColor" if color == "black" else color  # must show on a dark page
-        dashed = style.get("linestyle") == "--"
-        lines.append(Series(str(style["label"]), *run.metrics[key], color, dashed))
-    axis = Axis("", None if panel.scale == "log" else 0.0, log=panel.scale == "log")
-    return _chart_if_any(panel.title, lines, axis)
-
-
-def _chart_if_any(title: str, lines: Sequence[Series], y_axis: Axis) -> str:
-    try:
-        return line_chart(title, lines, _iterations(), y_axis)
-    except ValueError:
-        return ""
+    # Without two there is nothing to compare; the run's own curves show it.
+    limits = (None if scale == "log" else 0.0, None)
+    return line_chart(Panel(title, lines, scale, limits)) if len(lines) > 1 else ""
 
 
 def class_table(runs: Sequence[Run]) -> str:
@@ -184,25 +161,32 @@ def precision_recall(runs: Sequence[Run]) -> str:
     if not found:
         return paragraph(_NO_DETECTIONS)
     recall = np.linspace(0, 1, 101)
-    x_axis, y_axis = Axis("recall", 0.0, 1.0), Axis("precision", 0.0, 1.0)
+
+    def chart(title: str, *curves: tuple[str, np.ndarray, str, str]) -> str:
+        lines = [
+            (recall, y, {"label": name, "color": color, "linestyle": dash})
+            for name, y, color, dash in curves
+        ]
+        return line_chart(Panel(title, lines, limits=(0, 1.02), x_label="recall"))
+
     parts = []
     if len(found) > 1:
-        lines = [
-            Series(f"{_head_label(run)}, IoU {iou:.2f}", recall, _mean(results, row), _css(i), dash)
+        means = [
+            (f"{_head_label(run)}, IoU {iou:.2f}", _mean(results, row), _color(i), dash)
             for i, (run, results) in enumerate(found)
-            for iou, row, dash in ((0.5, 0, False), (0.75, 5, True))
+            for iou, row, dash in ((0.5, 0, "-"), (0.75, 5, "--"))
         ]
-        parts.append(line_chart("Mean over the classes", lines, x_axis, y_axis))
+        parts.append(chart("Mean precision of the classes", *means))
     for run, results in found:
         precision = results.evaluation.precision[0]
         objects = np.concatenate([x.gt_classes for x in results.images])
         common = np.argsort(-np.bincount(objects, minlength=precision.shape[1]), kind="stable")
         shown = [int(i) for i in sorted(common[:_MOST_CLASSES]) if (precision[:, i] > -1).all()]
-        lines = [Series(run.truth.class_names[i], recall, precision[:, i], _css(i)) for i in shown]
+        curves = [(run.truth.class_names[i], precision[:, i], _color(i), "-") for i in shown]
         if len(found) == 1:
-            mean75 = Series("all, IoU 0.75", recall, _mean(results, 5), "currentColor", True)
-            lines += [Series("all", recall, _mean(results, 0), "currentColor"), mean75]
-        parts.append(line_chart(f"{_head_label(run)}, IoU 0.50", lines, x_axis, y_axis))
+            curves.append(("all", _mean(results, 0), "black", "-"))
+            curves.append(("all, IoU 0.75", _mean(results, 5), "black", "--"))
+        parts.append(chart(f"{_head_label(run)}: precision at IoU 0.50", *curves))
     note = ""
     if any(len(run.truth.class_names) > _MOST_CLASSES for run, _ in found):
         note = paragraph(f"The {_MOST_CLASSES} classes with the most objects are drawn.")
