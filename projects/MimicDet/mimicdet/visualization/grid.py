@@ -32,7 +32,7 @@ _HEADER = 26
 
 @dataclass
 class _Objects:
-    """The boxes of one image, XYXY in its own pixels, best first when they carry scores."""
+    """The boxes of one image, XYXY in its own pixels."""
 
     boxes: np.ndarray
     classes: np.ndarray
@@ -69,70 +69,41 @@ def draw_detections(
     Raises:
         ValueError: lengths differ, the image is no RGB image, or a class id has no name.
     """
-    objects = _checked_objects(image, boxes, classes, scores, crowd, len(class_names))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    for name, values in (("classes", classes), ("scores", scores), ("crowd", crowd)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"{len(boxes)} boxes but {len(values)} {name}")
+    for index in classes:
+        if not 0 <= index < len(class_names):
+            raise ValueError(
+                f"class id {index} has no name: there are {len(class_names)} class names"
+            )
     picture = Image.fromarray(np.ascontiguousarray(image))
     scale = 1.0 if width is None else width / picture.width
     if scale != 1.0:
         size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    labels = [class_names[index] for index in objects.classes]
-    if objects.scores is not None:
-        labels = [f"{name} {s:.2f}" for name, s in zip(labels, objects.scores, strict=True)]
-    if objects.crowd is not None:
-        labels = [
-            f"{label} (crowd)" if flag else label
-            for label, flag in zip(labels, objects.crowd, strict=True)
-        ]
+    labels = [class_names[index] for index in classes]
+    order = np.arange(len(labels))
+    if scores is not None:
+        labels = [f"{name} {score:.2f}" for name, score in zip(labels, scores)]
+        # The best is drawn on top, and has the first choice of place for its label.
+        order = np.argsort(-np.asarray(scores), kind="stable")
+    if crowd is not None:
+        labels = [f"{label} (crowd)" if flag else label for label, flag in zip(labels, crowd)]
     draw_labelled_boxes(
         picture,
-        objects.boxes * scale,
-        [class_color(int(index)) for index in objects.classes],
-        labels,
-        dashed=None if objects.crowd is None else objects.crowd.tolist(),
-        style=_style_for(picture.width),
+        np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[order] * scale,
+        [class_color(int(classes[i])) for i in order],
+        [labels[i] for i in order],
+        dashed=None if crowd is None else [bool(crowd[i]) for i in order],
+        style=BoxStyle(
+            line_width=int(np.clip(picture.width // 150, 2, 4)),
+            font_size=int(np.clip(picture.width // 36, 11, 18)),
+        ),
     )
     return np.asarray(picture)
-
-
-def _style_for(width: int) -> BoxStyle:
-    return BoxStyle(
-        line_width=int(np.clip(width // 150, 2, 4)), font_size=int(np.clip(width // 36, 11, 18))
-    )
-
-
-def _checked_objects(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    classes: Sequence[int] | np.ndarray,
-    scores: Sequence[float] | np.ndarray | None,
-    crowd: Sequence[bool] | np.ndarray | None,
-    num_classes: int,
-) -> _Objects:
-    """Convert to arrays, best score first (drawn on top, first choice of place for its label)."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
-    objects = _Objects(
-        np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
-        np.asarray(classes, dtype=np.int64).reshape(-1),
-        None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1),
-        None if crowd is None else np.asarray(crowd, dtype=bool).reshape(-1),
-    )
-    for name in ("classes", "scores", "crowd"):
-        values = getattr(objects, name)
-        if values is not None and len(values) != len(objects.boxes):
-            raise ValueError(f"{len(objects.boxes)} boxes but {len(values)} {name}")
-    bad = objects.classes[(objects.classes < 0) | (objects.classes >= num_classes)]
-    if len(bad):
-        raise ValueError(f"class id {bad[0]} has no name: there are {num_classes} class names")
-    if objects.scores is None:
-        return objects
-    order = np.argsort(-objects.scores, kind="stable")
-    return _Objects(
-        objects.boxes[order],
-        objects.classes[order],
-        objects.scores[order],
-        None if objects.crowd is None else objects.crowd[order],
-    )
 
 
 def pick_evenly(count: int, wanted: int) -> list[int]:
@@ -189,10 +160,11 @@ def detection_grid(
     for record in chosen:
         image = read_image(record["file_name"], "RGB")
         if callable(detections):
-            found = _from_predictor(detections(np.ascontiguousarray(image[:, :, ::-1])))
+            output = detections(np.ascontiguousarray(image[:, :, ::-1]))
+            found = _from_predictor(output, score_threshold)
         else:
-            found = _from_results(by_image.get(record["image_id"], []), metadata)
-        found = _above(found, score_threshold)
+            results = by_image.get(record["image_id"], [])
+            found = _from_results(results, metadata, score_threshold)
         truth = _from_record(record)
         shown |= set(found.classes.tolist()) | set(truth.classes.tolist())
         header = f"Detections: {len(found.boxes)}", f"Ground truth: {len(truth.boxes)}"
@@ -234,8 +206,9 @@ def _group_by_image(
     return grouped
 
 
-def _from_results(results: Sequence[dict[str, Any]], metadata: Any) -> _Objects:
+def _from_results(results: Sequence[dict[str, Any]], metadata: Any, threshold: float) -> _Objects:
     """Convert COCO-format records of one image; category ids are the data set's own."""
+    results = [result for result in results if result["score"] >= threshold]
     id_map = metadata.get("thing_dataset_id_to_contiguous_id", None)
     classes = []
     for result in results:
@@ -249,8 +222,9 @@ def _from_results(results: Sequence[dict[str, Any]], metadata: Any) -> _Objects:
     return _Objects(boxes, np.array(classes, dtype=np.int64), scores)
 
 
-def _from_predictor(output: dict[str, Any]) -> _Objects:
+def _from_predictor(output: dict[str, Any], threshold: float) -> _Objects:
     instances = output["instances"].to("cpu")
+    instances = instances[instances.scores >= threshold]
     return _Objects(
         instances.pred_boxes.tensor.detach().double().numpy(),
         instances.pred_classes.numpy(),
@@ -274,12 +248,6 @@ def boxes_from_record(record: dict[str, Any]) -> np.ndarray:
     """(G, 4) XYXY boxes of the annotations of a Detectron2 record, crowds left out."""
     objects = _from_record(record)
     return objects.boxes[~objects.crowd]
-
-
-def _above(found: _Objects, threshold: float) -> _Objects:
-    assert found.scores is not None
-    keep = found.scores >= threshold
-    return _Objects(found.boxes[keep], found.classes[keep], found.scores[keep])
 
 
 def _draw_cell(
@@ -319,38 +287,25 @@ def _compose(
     subtitle: str,
     legend: Sequence[tuple[str, tuple[int, int, int]]],
 ) -> Image.Image:
-    cell_width = max(cell.width for cell in cells)
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    width = columns * (cell_width + _MARGIN) + _MARGIN
-    places, legend_height = _legend_layout(legend, width)
-    top = _MARGIN + 58 + legend_height
-    height = top + sum(heights) + _MARGIN * len(rows)
-    grid = Image.new("RGB", (width, height), _BACKGROUND)
+    """Title, subtitle, legend and cells, all of one width, under each other."""
+    step = cells[0].width + _MARGIN
+    limit = 100 + 24 * len(legend) + sum(cell.height + _MARGIN for cell in cells)
+    grid = Image.new("RGB", (columns * step + _MARGIN, limit), _BACKGROUND)
     draw = ImageDraw.Draw(grid)
     draw.text((_MARGIN, _MARGIN), title, font=load_font(24, bold=True), fill=_INK)
     draw.text((_MARGIN, _MARGIN + 32), subtitle, font=load_font(14), fill=_FAINT)
-    for (name, color), (x, y) in zip(legend, places, strict=True):
-        y += _MARGIN + 58
-        draw.rounded_rectangle((x, y + 2, x + 14, y + 16), radius=3, fill=color)
-        draw.text((x + 20, y), name, font=load_font(14), fill=_INK)
-    for row, row_height in zip(rows, heights, strict=True):
-        for column, cell in enumerate(row):
-            grid.paste(cell, (_MARGIN + column * (cell_width + _MARGIN), top))
-        top += row_height + _MARGIN
-    return grid
-
-
-def _legend_layout(
-    legend: Sequence[tuple[str, tuple[int, int, int]]], width: int
-) -> tuple[list[tuple[int, int]], int]:
-    """Return the place of each entry, wrapped to `width`, and the height of them all."""
-    places: list[tuple[int, int]] = []
-    x, y = _MARGIN, 0
-    for name, _ in legend:
-        needed = 20 + round(load_font(14).getlength(name)) + 24
-        if x > _MARGIN and x + needed > width - _MARGIN:
-            x, y = _MARGIN, y + 24
-        places.append((x, y))
+    x, top = _MARGIN, _MARGIN + 58
+    for name, color in legend:
+        needed = 44 + round(load_font(14).getlength(name))
+        if x > _MARGIN and x + needed > grid.width - _MARGIN:
+            x, top = _MARGIN, top + 24
+        draw.rounded_rectangle((x, top + 2, x + 14, top + 16), radius=3, fill=color)
+        draw.text((x + 20, top), name, font=load_font(14), fill=_INK)
         x += needed
-    return places, (y + 32 if legend else 0)
+    top += 32 if legend else 0
+    for start in range(0, len(cells), columns):
+        row = cells[start : start + columns]
+        for column, cell in enumerate(row):
+            grid.paste(cell, (_MARGIN + column * step, top))
+        top += max(cell.height for cell in row) + _MARGIN
+    return grid.crop((0, 0, grid.width, top))
