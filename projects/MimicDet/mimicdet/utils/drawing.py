@@ -130,16 +130,12 @@ def place_label(box: Rect, size: tuple[float, float], bounds: Rect, taken: Seque
         for y in (y0 - height, y0, y1 - height, y1)
         if bounds[1] <= y <= bounds[3] - height
     ] or [(x0, y0)]
-    best: Rect = (0.0, 0.0, 0.0, 0.0)
-    best_cost = float("inf")
+    rects = []
     for x, y in candidates:
         left = min(max(x, bounds[0]), max(bounds[2] - width, bounds[0]))
         top = min(max(y, bounds[1]), max(bounds[3] - height, bounds[1]))
-        rect = (left, top, left + width, top + height)
-        cost = sum(_overlap(rect, other) for other in taken)
-        if cost < best_cost:
-            best, best_cost = rect, cost
-    return best
+        rects.append((left, top, left + width, top + height))
+    return min(rects, key=lambda rect: sum(_overlap(rect, other) for other in taken))
 
 
 def draw_labelled_boxes(
@@ -165,7 +161,9 @@ def draw_labelled_boxes(
     draw = ImageDraw.Draw(image)
     font = load_font(style.font_size, bold=True)
     flags = dashed if dashed is not None else [False] * len(boxes)
-    rects = [_as_rect(box) for box in boxes]
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 2)
+    # Pillow refuses a rectangle whose right side is left of its left one.
+    rects = np.concatenate([boxes.min(axis=1), boxes.max(axis=1)], axis=1).tolist()
     for rect, color, flag in reversed(list(zip(rects, colors, flags, strict=True))):
         draw_box(draw, rect, color, style.line_width, flag)
     # Labels after all the boxes: no line runs through a text.
@@ -179,9 +177,3 @@ def draw_labelled_boxes(
         taken.append(where)
         draw.rounded_rectangle(where, radius=3, fill=color, outline=_EDGE, width=1)
         draw.text((where[0] + 4, where[1] + 1), label, font=font, fill=text_color(color))
-
-
-def _as_rect(box: np.ndarray) -> Rect:
-    """Order the corners: Pillow refuses a rectangle whose right side is left of its left one."""
-    x0, y0, x1, y1 = (float(value) for value in box)
-    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
