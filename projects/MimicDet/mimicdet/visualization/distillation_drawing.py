@@ -1,6 +1,7 @@
 """The pictures of distillation, drawn from the records of distillation.py with matplotlib."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,24 +25,13 @@ def draw_regions(
     Args:
         image: (H, W, 3) uint8 RGB; gt_boxes: (G, 4) XYXY.
     """
-    figure, grid = _image_grid(image, len(strides), 1 + len(regions))
-    for row, stride in enumerate(strides):
-        _show(grid[row][0], image, f"objects, stride {stride}")
-        _draw_boxes(grid[row][0], gt_boxes, _TRUTH)
-        for axes, region in zip(grid[row][1:], regions):
-            _show(axes, image, f"{region.label}: {region.shares[row]:.1%}")
-            overlay = np.ma.masked_equal(region.masks[row].cpu().numpy(), False)
-            _overlay(
-                axes,
-                overlay,
-                stride,
-                image,
-                cmap=ListedColormap([_MASK]),
-                alpha=0.55,
-                vmin=0,
-                vmax=1,
-            )
-    return figure
+    style = {"cmap": ListedColormap([_MASK]), "alpha": 0.55, "vmin": 0, "vmax": 1}
+    columns = []
+    for region in regions:
+        titles = [f"{region.label}: {share:.1%}" for share in region.shares]
+        masks = [np.ma.masked_equal(mask.cpu().numpy(), False) for mask in region.masks]
+        columns.append((titles, masks))
+    return _draw_levels(image, gt_boxes, strides, columns, style)
 
 
 def draw_differences(
@@ -51,19 +41,44 @@ def draw_differences(
     RM+PFI's Fig. 3: a row for each level; prediction difference, feature difference, their product.
     Each map has a colour scale of its own, from 0 to the largest value, which its title tells.
     """
-    columns = (
-        ("P_dif", maps.prediction),
-        ("F_dif", maps.feature),
-        ("P_dif x F_dif", maps.product),
-    )
-    figure, grid = _image_grid(image, len(strides), 1 + len(columns))
+    named = (("P_dif", maps.prediction), ("F_dif", maps.feature), ("P_dif x F_dif", maps.product))
+    columns = [
+        ([f"{name}, up to {float(x.max()):.2g}" for x in levels], [x.cpu().numpy() for x in levels])
+        for name, levels in named
+    ]
+    style = {"cmap": "inferno", "alpha": 0.8, "vmin": 0}
+    return _draw_levels(image, gt_boxes, strides, columns, style)
+
+
+def _draw_levels(
+    image: np.ndarray,
+    gt_boxes: Tensor,
+    strides: Sequence[int],
+    columns: Sequence[tuple[Sequence[str], Sequence[np.ndarray]]],
+    style: dict[str, Any],
+) -> Figure:
+    """
+    A row for each level: the objects, then of each column its (Hl, Wl) map over the image, each
+    cell on its stride x stride pixels, under the map's title.
+    """
+    height, width = image.shape[:2]
+    size = (_CELL * (1 + len(columns)), (_CELL * height / width + 0.3) * len(strides))
+    figure = Figure(figsize=size, dpi=110)
+    # matplotlib's own layouts take seconds for so many pictures of one size.
+    top = 1 - 0.3 / size[1]
+    spaces = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "wspace": 0.03}
+    figure.subplots_adjust(**spaces, hspace=0.3 * width / (_CELL * height))
+    grid = figure.subplots(len(strides), 1 + len(columns), squeeze=False)
     for row, stride in enumerate(strides):
         _show(grid[row][0], image, f"objects, stride {stride}")
         _draw_boxes(grid[row][0], gt_boxes, _TRUTH)
-        for axes, (label, levels) in zip(grid[row][1:], columns):
-            values = levels[row].cpu().numpy()
-            _show(axes, image, f"{label}, up to {values.max():.2g}")
-            _overlay(axes, values, stride, image, cmap="inferno", alpha=0.8, vmin=0)
+        for axes, (titles, levels) in zip(grid[row][1:], columns):
+            _show(axes, image, titles[row])
+            rows, across = levels[row].shape
+            extent = (0, across * stride, rows * stride, 0)
+            axes.imshow(levels[row], extent=extent, interpolation="nearest", **style)
+            axes.set_xlim(0, width)
+            axes.set_ylim(height, 0)
     return figure
 
 
@@ -73,14 +88,13 @@ def draw_variance(levels: Sequence[ChannelVariance], strides: Sequence[int]) -> 
     for index, (level, stride) in enumerate(zip(levels, strides)):
         axes = figure.add_subplot(1, len(levels), index + 1)
         order = level.outside.argsort().cpu()
+        told = f"smaller inside in {level.calmer_inside} of {len(order)} channels"
         for values, color, label in (
-            (level.outside, "#7f7f7f", "outside the mask"),
+            (level.outside, "#7f7f7f", "outside"),
             (level.inside, _MASK, "inside"),
         ):
             axes.plot(values.cpu()[order].numpy(), color=color, label=label, linewidth=1.2)
-        told = f"smaller inside in {level.calmer_inside} of {len(order)} channels"
-        for values, side in ((level.outside, "outside"), (level.inside, "inside")):
-            told = f"no position {side}" if values.isnan().any() else told
+            told = f"no position {label}" if values.isnan().any() else told
         axes.set_title(f"stride {stride}: {told}", loc="left", fontsize=9)
         axes.set_xlabel("channel")
         axes.set_ylabel("variance")
@@ -160,32 +174,11 @@ def _zoom(axes: Axes, ranks: ObjectRanks, image: np.ndarray) -> None:
     axes.set_ylim(min(y1 + margin, height), max(y0 - margin, 0))
 
 
-def _image_grid(image: np.ndarray, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    height, width = image.shape[:2]
-    size = (_CELL * columns, (_CELL * height / width + 0.3) * rows)
-    figure = Figure(figsize=size, dpi=110)
-    # matplotlib's own layouts take seconds for so many pictures of one size.
-    top = 1 - 0.3 / size[1]
-    spaces = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "wspace": 0.03}
-    figure.subplots_adjust(**spaces, hspace=0.3 * width / (_CELL * height))
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
-
-
-def _overlay(axes: Axes, values: np.ndarray, stride: int, image: np.ndarray, **style) -> None:
-    """Lay an (Hl, Wl) map over the image, each cell on its stride x stride pixels."""
-    rows, columns = values.shape
-    extent = (0, columns * stride, rows * stride, 0)
-    axes.imshow(values, extent=extent, interpolation="nearest", **style)
-    height, width = image.shape[:2]
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
 
 
 def _draw_boxes(axes: Axes, boxes: Tensor, color: str, linestyle: str = "-") -> None:
