@@ -94,14 +94,15 @@ def test_flops_of_the_alignment_layers(data):
     """The multiply-adds of a 3x3 on P3 and 5x5 on P4..P7, 32 to 32 channels, on 128 x 128 px."""
     areas = [16**2, 8**2, 4**2, 2**2, 1]
     by_hand = 32 * 32 * (9 * areas[0] + 25 * sum(areas[1:]))
+    # The offsets' 1x1 convs are linear layers on locations, and so are those of both branches.
+    offsets = sum(areas) * (4 * 64 + 64 * 128) + 128 * 2 * by_hand // 32**2
+    linear = sum(areas) * (2 * 32 * 32 + 32 * 3 + 32 * 4) + offsets
     dense = flops(data, sparse=False)["model.student_head"]
-    assert dense["linear"] == sum(areas) * (2 * 32 * 32 + 32 * 3 + 32 * 4)
-    assert dense["deform_conv2d"] == by_hand
-    # All 341 positions are asked for, so that the sampled form does the same products, those of
-    # the offsets' 1x1 convolutions as well.
+    assert dense["linear"] == linear and dense["deform_conv2d"] == by_hand
+    # All 341 locations are requested, so that the sampled form does the same products.
     sparse = flops(data, sparse=True)["model.student_head"]
-    assert sparse["deform_conv2d"] == sparse["conv"] == 0 < dense["conv"]
-    assert sparse["linear"] == dense["linear"] + dense["conv"] + by_hand
+    assert sparse["deform_conv2d"] == 0
+    assert sparse["linear"] == linear + by_hand
     # Sampling itself: four weighted rows of 32 channels a point.
     points = 9 * areas[0] + 25 * sum(areas[1:])
     assert sparse["embedding_bag"] == points * 4 * 32

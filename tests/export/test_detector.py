@@ -7,6 +7,7 @@ from detectron2.layers import batched_nms
 from mimicdet.export.detector import ExportableDetector
 from mimicdet.export.nms import kept_by_nms
 from mimicdet.export.verify import to_batch
+from mimicdet.modeling.layers import ALIGNMENTS
 from tests.export.conftest import assert_same, decided_model, eager, noise
 
 KERNELS = "MODEL.MIMICDET.STUDENT.KERNEL_SIZES"
@@ -23,8 +24,7 @@ def run(detector, images):
         (),
         (KERNELS, [5, 5, 5, 5, 5]),
         (KERNELS, [1, 3, 5, 3, 1]),
-        (ALIGNMENT, "conv"),
-        (ALIGNMENT, "deform"),
+        *((ALIGNMENT, name) for name in sorted(ALIGNMENTS)),
         ("MODEL.MIMICDET.STUDENT.DUAL_PATH", False, "MODEL.MIMICDET.TEACHER.HEAD", "light"),
         ("MODEL.MIMICDET.TEACHER.ENABLED", False, "MODEL.MIMICDET.MIMIC.ENABLED", False),
     ],

@@ -6,7 +6,7 @@ from detectron2.utils.events import EventStorage
 
 from mimicdet import optimize_for_inference
 from mimicdet.distillation import Distiller, HeadMimic, Term, build_adapter, build_distiller
-from mimicdet.modeling.layers import RowLayout
+from mimicdet.modeling.layers.sparse_conv import RowLayout
 from tests import stand_in_gpu
 from tests.distillation.tiny_detectors import INPUTS, build_tiny, taught_cfg, write_teacher
 from tests.helpers import make_input, randomise_refinement, small_model

@@ -10,11 +10,14 @@ from detectron2.structures import Boxes, Instances
 
 from mimicdet.modeling.postprocess import (
     clip_boxes,
+    decode_predictions,
     detections,
     nms_best,
+    rank_proposals,
     rescale_detections,
     select_proposals,
 )
+from mimicdet.modeling.structures import HeadPredictions
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -62,15 +65,18 @@ def test_inference_takes_the_best_objectness_without_nms(topk):
     logits[30] = float("inf")
     valid = [i for i in range(60) if i not in (10, 20, 30)]
     expected = sorted(valid, key=lambda i: -float(logits[i]))[:topk]
-    found = select_proposals(boxes[None], logits[None], topk)
-    assert [x.tolist() for x in found] == [expected]
+    for fixed_size in (False, True):
+        locations, valid = rank_proposals(boxes[None], logits[None], topk, fixed_size)
+        assert locations.shape == valid.shape == (1, topk if fixed_size else min(topk, 60))
+        assert locations[valid].tolist() == expected
+        assert not valid[0, len(expected) :].any() and not locations[~valid].any()
 
 
 def test_images_of_a_batch_are_selected_apart():
     boxes = torch.stack([random_boxes(30, (64, 64), seed) for seed in range(3)])
     logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
     boxes[1, :28, 2:] = boxes[1, :28, :2]  # two boxes are left
-    for thresh in (1.0, 0.3):
+    for thresh in (0.9, 0.3):
         together = select_proposals(boxes, logits, 10, thresh)
         alone = [select_proposals(b[None], x[None], 10, thresh)[0] for b, x in zip(boxes, logits)]
         assert [x.tolist() for x in together] == [x.tolist() for x in alone]
@@ -97,10 +103,10 @@ def test_training_runs_nms_over_all_then_cuts(thresh, pre_nms_topk):
 
 def test_select_from_nothing():
     none, empty = torch.zeros(2, 0, 4), torch.ones(2, 3, 4)
-    for thresh in (0.8, 1.0):
-        for boxes in (none, empty):
-            found = select_proposals(boxes, torch.zeros(boxes.shape[:2]), 10, thresh)
-            assert [x.tolist() for x in found] == [[], []]
+    for boxes in (none, empty):
+        logits = torch.zeros(boxes.shape[:2])
+        assert [x.tolist() for x in select_proposals(boxes, logits, 10, 0.8)] == [[], []]
+        assert not rank_proposals(boxes, logits, 10)[1].any()
 
 
 @pytest.mark.parametrize("topk", [1, 3, 40, 1000])
@@ -169,6 +175,24 @@ def plain_detections(boxes, logits, deltas, size, num_classes, score_thresh, nms
     return sorted(found, key=lambda f: -f[0])[:topk]
 
 
+def detect(boxes, logits, deltas, sizes, score_thresh, nms_thresh, topk):
+    """Detections of images with boxes N x (Ri, 4), filled up to the most; logits (B, K + 1)."""
+    counts = [len(x) for x in boxes]
+
+    def padded(parts):
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+    boxes, logits, deltas = (padded(x) for x in (boxes, logits.split(counts), deltas.split(counts)))
+    valid = torch.arange(boxes.shape[1]) < torch.tensor(counts)[:, None]
+    predictions = HeadPredictions(logits, deltas, logits, deltas)
+    transform = Box2BoxTransform(weights=WEIGHTS)
+    decoded = decode_predictions(boxes, predictions, sizes, transform, valid)
+    as_tensor = decode_predictions(boxes, predictions, torch.tensor(sizes), transform, valid)
+    for of_list, of_tensor in zip(decoded, as_tensor):  # the sizes that a graph takes
+        assert torch.equal(of_list, of_tensor)
+    return detections(*decoded, sizes, score_thresh, nms_thresh, topk)
+
+
 @pytest.mark.parametrize("topk", [8, 100])
 def test_detections_agree_with_plain_python(topk):
     sizes, counts = [(40, 50), (64, 30), (50, 50)], [40, 0, 25]
@@ -176,9 +200,7 @@ def test_detections_agree_with_plain_python(topk):
     boxes = [random_boxes(n, s, i) for i, (n, s) in enumerate(zip(counts, sizes))]
     logits = torch.randn(65, 4, generator=generator) * 2
     deltas = torch.randn(65, 4, generator=generator)
-    results = detections(
-        boxes, logits, deltas, sizes, Box2BoxTransform(weights=WEIGHTS), 0.3, 0.5, topk
-    )
+    results = detect(boxes, logits, deltas, sizes, 0.3, 0.5, topk)
     assert [r.image_size for r in results] == sizes
     starts = [0, 40, 40, 65]
     for i, result in enumerate(results):
@@ -204,7 +226,7 @@ def test_detections_agree_with_plain_python(topk):
 def test_detections_take_half_precision():
     boxes = [random_boxes(10, (40, 40), 0)]
     logits, deltas = torch.randn(10, 3).bfloat16(), torch.zeros(10, 4).bfloat16()
-    result = detections(boxes, logits, deltas, [(40, 40)], Box2BoxTransform(WEIGHTS), 0.0, 1.0, 99)
+    result = detect(boxes, logits, deltas, [(40, 40)], 0.0, 1.0, 99)
     assert result[0].pred_boxes.tensor.dtype == torch.float32
     clipped = clip_boxes(boxes[0], (40, 40))
     distances = torch.cdist(result[0].pred_boxes.tensor, clipped).min(dim=1).values

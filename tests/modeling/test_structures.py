@@ -2,7 +2,7 @@
 
 import torch
 
-from mimicdet.modeling.structures import HeadPredictions, LabelledBoxes, split_positions
+from mimicdet.modeling.structures import HeadPredictions, LabelledBoxes, image_indices
 
 
 def test_select_takes_the_same_boxes_of_every_field():
@@ -19,6 +19,6 @@ def test_foreground_is_neither_background_nor_ignored():
     assert boxes.select(boxes.foreground(5)).gt_classes.tolist() == [0, 4]
 
 
-def test_split_positions_numbers_the_images():
-    assert split_positions([2, 0, 3], torch.device("cpu")).tolist() == [0, 0, 2, 2, 2]
-    assert split_positions([0], torch.device("cpu")).tolist() == []
+def test_image_indices_numbers_the_images():
+    assert image_indices([2, 0, 3], torch.device("cpu")).tolist() == [0, 0, 2, 2, 2]
+    assert image_indices([0], torch.device("cpu")).tolist() == []

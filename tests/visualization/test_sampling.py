@@ -7,7 +7,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
-from mimicdet.modeling.layers import RowLayout, pyramid_rows
+from mimicdet.modeling.layers import ALIGNMENTS
+from mimicdet.modeling.layers.readers import RowReader
+from mimicdet.modeling.layers.sparse_conv import RowLayout, pyramid_rows
 from mimicdet.visualization import draw_sampling, sampling_points
 from mimicdet.visualization.sampling import ADJUSTED, DETECTION, POINT, TRUTH
 from tests.helpers import NUM_CLASSES, P3_BOX, P4_BOX, make_input, randomise_refinement, small_model
@@ -73,7 +75,7 @@ def test_places_are_told_in_pixels_of_the_original_image():
     assert scaled.scores == plain.scores
 
 
-@pytest.mark.parametrize("alignment", ["guided", "deform", "conv"])
+@pytest.mark.parametrize("alignment", sorted(ALIGNMENTS))
 def test_the_layer_reads_the_maps_at_these_points_and_nowhere_else(alignment):
     """
     The gradient of the aligned features by the maps marks the cells that were read: the
@@ -95,16 +97,15 @@ def test_the_layer_reads_the_maps_at_these_points_and_nowhere_else(alignment):
         refined = model.proposal_generator.predict(maps)
         proposals = model.proposal_generator.propose(refined, [(128, 160)])[0]
     chosen = pairwise_iou(Boxes(torch.tensor(box).float()), proposals.proposal_boxes).argmax()
-    layer = model.student_head.alignments[f"k{model.student_head.kernel_sizes[level]}"]
-    rows = pyramid_rows([maps[level]])
+    layer = model.student_head.layers[level]
+    rows, delta_rows = pyramid_rows([maps[level]]), pyramid_rows([refined.delta_maps[level]])
     layout = RowLayout.of(tuple(tuple(m.shape[-2:]) for m in maps), (level,), rows.device)
-    places = layout.locate(proposals.positions[chosen][None], torch.tensor([0]))
-    guidance = pyramid_rows([refined.delta_maps[level]])[places.row]
-    offset = layer.offsets_at(rows, guidance, places)  # fixed: these read the maps as well
-    layer.offsets_at = lambda *_: offset
+    places = layout.locate(proposals.locations[chosen][None], torch.tensor([0]))
+    offsets = layer.offsets(RowReader(rows, delta_rows, places))  # fixed: these read maps as well
+    layer.offsets = lambda *_: offsets
     rows.requires_grad_()
     layer.conv.weight.data.fill_(1.0)
-    layer.at(rows, guidance, places).sum().backward()
+    layer(RowReader(rows, delta_rows, places)).sum().backward()
     read = rows.grad[:, 0].view(maps[level].shape[-2:]) / layer.conv.out_channels
     expected = torch.zeros_like(read)
     for px, py in record.points[0] / record.strides[0] - 0.5:

@@ -24,7 +24,7 @@ TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 def proposals_of(boxes):
     result = Instances(SIZE)
     result.proposal_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-    result.positions = torch.arange(len(boxes))
+    result.locations = torch.arange(len(boxes))
     return result
 
 
@@ -47,7 +47,7 @@ def test_labels_of_hand_made_boxes():
     result = label(boxes, GT)
     assert result.gt_classes.tolist() == [3, 3, 5, 1, 5]
     assert torch.equal(result.gt_boxes.tensor[[0, 1, 3]], GT.gt_boxes.tensor[[0, 0, 1]])
-    assert result.positions.tolist() == [0, 1, 2, 3, 4]  # the other fields stay
+    assert result.locations.tolist() == [0, 1, 2, 3, 4]  # the other fields stay
 
 
 def test_ignored_band():

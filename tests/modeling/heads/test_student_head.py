@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 
 from mimicdet import StudentHead
 from mimicdet.modeling.heads.labels import cat_labelled
+from mimicdet.modeling.layers import ALIGNMENTS
 from mimicdet.modeling.structures import HeadPredictions
 from tests.helpers import NUM_CLASSES, small_model
 
@@ -34,11 +35,11 @@ def make_maps(sizes=ODD, images=2, seed=0):
     return [x.requires_grad_() for x in features], [x.requires_grad_() for x in deltas]
 
 
-def every_result(head, sizes, positions, images):
+def every_result(head, sizes, locations, images):
     """Outputs, and the gradients of a fixed random sum of them, by name."""
     features, deltas = make_maps(sizes, images)
     head.zero_grad()
-    out = head(features, deltas, positions)
+    out = head(features, deltas, locations)
     torch.manual_seed(1)
     sum((x * torch.randn(x.shape)).sum() for x in vars(out).values()).backward()
     results = dict(vars(out))
@@ -50,7 +51,7 @@ def every_result(head, sizes, positions, images):
     return results
 
 
-@pytest.mark.parametrize("alignment", ["conv", "deform", "guided"])
+@pytest.mark.parametrize("alignment", sorted(ALIGNMENTS))
 @pytest.mark.parametrize(
     "sizes, wanted",
     [
@@ -65,11 +66,11 @@ def test_sparse_is_dense(alignment, sizes, wanted):
     """Outputs, and gradients of every parameter and map, of the two ways to compute the same."""
     total = sum(h * w for h, w in sizes)
     generator = torch.Generator().manual_seed(3)
-    positions = [torch.randperm(total, generator=generator)[:n] for n in wanted]
+    locations = [torch.randperm(total, generator=generator)[:n] for n in wanted]
     results = []
     for sparse in (True, False):
         head = make_head("ALIGNMENT", alignment, "SPARSE", sparse, "DETACH_GUIDANCE", False)
-        results.append(every_result(head, sizes, positions, len(wanted)))
+        results.append(every_result(head, sizes, locations, len(wanted)))
     assert results[0].keys() == results[1].keys()
     if alignment == "guided":
         assert "grad deltas 0" in results[0]
@@ -80,20 +81,20 @@ def test_sparse_is_dense(alignment, sizes, wanted):
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_a_level_without_positions_still_has_gradients(sparse):
+def test_a_level_without_locations_still_has_gradients(sparse):
     """All on P5..P7, so P3's own 3x3 layer sees nothing: zeros, not None, for DDP."""
     head = make_head("SPARSE", sparse)
     features, deltas = make_maps()
     first = sum(h * w for h, w in ODD[:2])
-    positions = [torch.tensor([first, first + 3]), torch.tensor([first + 1])]
-    head(features, deltas, positions).pred_class_logits.sum().backward()
+    locations = [torch.tensor([first, first + 3]), torch.tensor([first + 1])]
+    head(features, deltas, locations).pred_class_logits.sum().backward()
     for name, parameter in head.alignments.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.any()) == name.startswith("k5"), name
     assert all(x.grad is not None for x in features)
 
 
-def test_no_positions_at_all():
+def test_no_locations_at_all():
     head = make_head()
     features, deltas = make_maps()
     none = [torch.zeros(0, dtype=torch.int64)] * 2
@@ -104,13 +105,13 @@ def test_no_positions_at_all():
 
 
 @torch.no_grad()
-def test_order_follows_the_positions():
+def test_order_follows_the_locations():
     head = make_head()
     features, deltas = make_maps()
-    positions = [torch.arange(100), torch.arange(100, 140)]
+    locations = [torch.arange(100), torch.arange(100, 140)]
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    straight = head(features, deltas, positions)
-    shuffled = head(features, deltas, [positions[0][order], positions[1]])
+    straight = head(features, deltas, locations)
+    shuffled = head(features, deltas, [locations[0][order], locations[1]])
     torch.testing.assert_close(shuffled.box_features[:100], straight.box_features[:100][order])
     torch.testing.assert_close(shuffled.box_features[100:], straight.box_features[100:])
 
@@ -137,7 +138,10 @@ def test_dual_path_by_hand():
 def test_aligned_features_pass_a_relu():
     head = make_head("ALIGNMENT", "conv")
     features, deltas = make_maps(images=1)
-    found = head.aligned_features(features, deltas, [torch.arange(9 * 13)])
+    read, seen = head.predict, []
+    head.predict = lambda aligned: seen.append(aligned) or read(aligned)
+    head(features, deltas, [torch.arange(9 * 13)])
+    found = seen[0]
     conv = head.alignments["k3"].conv
     expected = F.conv2d(features[0], conv.weight, conv.bias, padding=1).relu()
     torch.testing.assert_close(found, expected[0].flatten(1).T, atol=1e-4, rtol=1e-4)
@@ -212,10 +216,10 @@ def test_bfloat16_stays_near_float32():
         layer.offset[-1].weight.data.mul_(0.05)
         layer.offset[-1].bias.data.mul_(0.05)
     features, deltas = make_maps()
-    positions = [torch.arange(140), torch.arange(60)]
-    expected = head(features, deltas, positions)
+    locations = [torch.arange(140), torch.arange(60)]
+    expected = head(features, deltas, locations)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = head([x.bfloat16() for x in features], deltas, positions)
+        found = head([x.bfloat16() for x in features], deltas, locations)
     difference = (found.box_features.float() - expected.box_features).norm()
     assert difference < 0.02 * expected.box_features.norm()
 
@@ -312,7 +316,7 @@ def test_training_twice_over_few_is_training_once_over_all():
     for seed, count in enumerate(counts):
         classes = torch.randint(0, NUM_CLASSES + 1, (count,), generator=generator)
         proposals.append(labelled(classes.tolist(), seed))
-        proposals[-1].positions = torch.randperm(120, generator=generator)[:count]
+        proposals[-1].locations = torch.randperm(120, generator=generator)[:count]
     results, runs = [], []
     for sparse in (True, False):
         head = make_head("SPARSE", sparse, "HARD_MINING_TOPK", 6, "MAX_REG_POSITIVES", 4)

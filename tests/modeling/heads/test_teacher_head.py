@@ -88,7 +88,7 @@ def test_levels_of_the_refinement_modules_proposals():
     model.roi_heads.predict_proposals(
         maps_of(lambda n, level: 100.0 * n + level, images=2), proposals
     )
-    sides = [refined.anchors[x.positions, 2] - refined.anchors[x.positions, 0] for x in proposals]
+    sides = [refined.anchors[x.locations, 2] - refined.anchors[x.locations, 0] for x in proposals]
     expected = torch.cat([100 * n + (s / 4).log2() - 1 for n, s in enumerate(sides)])
     torch.testing.assert_close(pooled[0].amin((1, 2, 3)), expected, atol=1e-3, rtol=0)
     torch.testing.assert_close(pooled[0].amax((1, 2, 3)), expected, atol=1e-3, rtol=0)

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from mimicdet.modeling.layers import (
     ALIGNMENTS,
-    Places,
-    RowLayout,
-    build_alignment,
+    AlignmentSettings,
+    build_alignments,
     channels_last_pays,
-    conv_at,
     deform_conv2d,
-    pyramid_rows,
     sparse_conv,
 )
+from mimicdet.modeling.layers.readers import MapReader, RowReader
+from mimicdet.modeling.layers.sparse_conv import Places, RowLayout, conv_at, pyramid_rows
+from mimicdet.utils.errors import UserError
 
 
 def random(*shape, seed=0, dtype=torch.float32):
@@ -100,11 +100,11 @@ def test_half_precision_samples_in_float32(dtype):
     assert torch.equal(out, deform_conv2d(x.float(), offset, weight, bias).to(dtype))
 
 
-# ---------------------------------------------------------------- positions
+# ---------------------------------------------------------------- locations
 
 
 def places_of(index: Tensor, height: int, width: int) -> Places:
-    """Positions (N, M) of N maps of one size, below each other."""
+    """Locations (N, M) of N maps of one size, below each other."""
     images = torch.arange(len(index))[:, None].expand_as(index).flatten()
     layout = RowLayout.of(((height, width),), (0,), index.device)
     return layout.locate(index.flatten(), images)
@@ -113,10 +113,10 @@ def places_of(index: Tensor, height: int, width: int) -> Places:
 @pytest.mark.parametrize("height, width, kernel", [(5, 7, 3), (4, 4, 5), (1, 1, 5), (1, 3, 3)])
 @pytest.mark.parametrize("deformed", [False, True])
 @pytest.mark.parametrize("part", [None, 4])
-def test_conv_at_every_position_is_the_dense_convolution(
+def test_conv_at_every_location_is_the_dense_convolution(
     height, width, kernel, deformed, part, monkeypatch
 ):
-    if part is not None:  # so little memory that positions go through four at a time
+    if part is not None:  # so little memory that locations go through four at a time
         monkeypatch.setattr(sparse_conv, "MAX_SAMPLED_VALUES", part * 3 * kernel**2)
     x, weight, bias = random(2, 3, height, width), random(4, 3, kernel, kernel), random(4, seed=1)
     index = torch.arange(height * width).expand(2, -1)
@@ -145,7 +145,7 @@ def test_conv_at_gradients_float64(part, monkeypatch):
     )
 
 
-def test_memory_of_many_positions_is_that_of_a_part(monkeypatch):
+def test_memory_of_many_locations_is_that_of_a_part(monkeypatch):
     """Samples of at most MAX_SAMPLED_VALUES are kept for the backward pass: none of many parts."""
     x, weight, bias = random(1, 8, 6, 6).requires_grad_(), random(4, 8, 3, 3), random(4)
     places = places_of(torch.arange(36)[None], 6, 6)
@@ -179,7 +179,7 @@ def test_offsets_out_of_all_bounds_do_no_harm(value):
 
 
 def test_flops_of_sampling_and_product_are_counted():
-    """Four weighted rows of C a point, and a product of k * k * C by O, at each of M positions."""
+    """Four weighted rows of C a point, and a product of k * k * C by O, at each of M locations."""
 
     class Layer(torch.nn.Module):
         def forward(self, x):
@@ -225,12 +225,22 @@ def test_row_layout_made_under_inference_mode_serves_training():
 # ---------------------------------------------------------------- alignment layers
 
 
+def build(name, in_channels, dim, kernel, offset_dims=(64, 128)):
+    settings = AlignmentSettings(name, (kernel,), dim, offset_dims)
+    return build_alignments(in_channels, settings)[f"k{kernel}"]
+
+
 def randomised(name, kernel=3, seed=0):
     torch.manual_seed(seed)
-    layer = build_alignment(name, 4, 6, kernel, (5, 7))
+    layer = build(name, 4, 6, kernel, (5, 7))
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return layer
+
+
+def dense(layer, x, guidance):
+    """(N, O, H, W) of the layer on whole maps."""
+    return layer(MapReader(x, guidance)).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -240,7 +250,7 @@ def test_guided_with_silent_offsets_is_a_plain_convolution(kernel):
     torch.nn.init.zeros_(layer.offset[-1].bias)
     x, guidance = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
     expected = F.conv2d(x, layer.conv.weight, layer.conv.bias, padding=kernel // 2)
-    torch.testing.assert_close(layer(x, guidance), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dense(layer, x, guidance), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_each_layer_listens_to():
@@ -248,49 +258,75 @@ def test_what_each_layer_listens_to():
     x, other = random(1, 4, 6, 6), random(1, 4, 6, 6, seed=2)
     for name, guided in (("conv", False), ("deform", False), ("guided", True)):
         layer = randomised(name)
-        changed = not torch.equal(layer(x, x), layer(x, other))
+        changed = not torch.equal(dense(layer, x, x), dense(layer, x, other))
         assert changed == guided, name
+    assert randomised("conv").offsets(MapReader(x, x)) is None
     offsets = randomised("deform").offsets
-    assert not torch.equal(offsets(x, x), offsets(other, x))
+    assert not torch.equal(offsets(MapReader(x, x)), offsets(MapReader(other, x)))
     offsets = randomised("guided").offsets
-    assert torch.equal(offsets(x, x), offsets(other, x))
+    assert torch.equal(offsets(MapReader(x, x)), offsets(MapReader(other, x)))
 
 
-def test_the_micro_network_sees_one_position_and_has_the_papers_widths():
-    layer = build_alignment("guided", 4, 6, 5, (64, 128))
+def test_the_micro_network_sees_one_location_and_has_the_papers_widths():
+    layer = build("guided", 4, 6, 5)
     shapes = [tuple(m.weight.shape) for m in layer.offset]
     assert shapes == [(64, 4, 1, 1), (128, 64, 1, 1), (50, 128, 1, 1)]
     layer = randomised("guided")
     guidance = random(1, 4, 6, 6)
-    before = layer.offsets(guidance, guidance)
+
+    def offsets():
+        return layer.offsets(MapReader(guidance, guidance)).permute(0, 3, 1, 2)
+
+    before = offsets()
     guidance[0, :, 2, 3] += 1
-    changed = (layer.offsets(guidance, guidance) != before).any(dim=1)[0]
+    changed = (offsets() != before).any(dim=1)[0]
     assert torch.nonzero(changed).tolist() == [[2, 3]]
     # ReLU between the layers, none behind the last: offsets go both ways.
     assert before.min() < 0 < before.max()
     hidden = F.relu(F.conv2d(guidance, layer.offset[0].weight, layer.offset[0].bias))
     hidden = F.relu(F.conv2d(hidden, layer.offset[1].weight, layer.offset[1].bias))
     expected = F.conv2d(hidden, layer.offset[2].weight, layer.offset[2].bias)
-    torch.testing.assert_close(layer.offsets(guidance, guidance), expected)
+    torch.testing.assert_close(offsets(), expected)
 
 
 @pytest.mark.parametrize("name", sorted(ALIGNMENTS))
 @pytest.mark.parametrize("height, width, kernel", [(7, 5, 3), (6, 6, 5), (1, 1, 5), (2, 1, 3)])
-def test_at_positions_is_the_dense_layer(name, height, width, kernel):
+def test_at_some_locations_is_the_dense_layer(name, height, width, kernel):
     layer = randomised(name, kernel)
     x = random(2, 4, height, width).requires_grad_()
     guidance = random(2, 4, height, width, seed=1).requires_grad_()
     index = torch.randint(0, height * width, (2, 5), generator=torch.Generator().manual_seed(1))
     places = places_of(index, height, width)
-    dense = pyramid_rows([layer(x, guidance)])[places.row]
-    sparse = layer.at(pyramid_rows([x]), pyramid_rows([guidance])[places.row], places)
-    torch.testing.assert_close(
-        sparse, dense, atol=1e-4 * float(dense.detach().abs().max()), rtol=1e-4
-    )
+    expected = pyramid_rows([dense(layer, x, guidance)])[places.row]
+    sparse = layer(RowReader(pyramid_rows([x]), pyramid_rows([guidance]), places))
+    bound = 1e-4 * float(expected.detach().abs().max())
+    torch.testing.assert_close(sparse, expected, atol=bound, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["deform", "guided"])
+def test_offsets_keep_their_digits_in_mixed_precision(name):
+    """Places are computed in float32 from half-precision maps too, dense and sparse alike."""
+    layer = randomised(name)
+    x, guidance = random(1, 4, 6, 5), random(1, 4, 6, 5, seed=1)
+    places = places_of(torch.arange(30)[None], 6, 5)
+    half = x.bfloat16()
+    expected = layer.offsets(MapReader(half.float(), guidance))
+    with torch.autocast("cpu", torch.bfloat16):
+        on_maps = layer.offsets(MapReader(half, guidance))
+        on_rows = layer.offsets(RowReader(pyramid_rows([half]), pyramid_rows([guidance]), places))
+    for offsets in (on_maps, on_rows):
+        assert offsets.dtype == torch.float32
+        torch.testing.assert_close(offsets.reshape(30, -1), expected.reshape(30, -1))
+
+
+def test_nan_offsets_do_no_harm_on_whole_maps():
+    x, weight = random(1, 2, 3, 3), random(2, 2, 3, 3)
+    offset = torch.full((1, 18, 3, 3), float("nan"))
+    assert not deform_conv2d(x, offset, weight, None).any()
 
 
 def test_unknown_names_and_even_kernels_are_named():
-    with pytest.raises(ValueError, match="STUDENT.ALIGNMENT.*'magic'.*guided"):
-        build_alignment("magic", 4, 4, 3)
-    with pytest.raises(ValueError, match="STUDENT.KERNEL_SIZES.*4"):
-        build_alignment("conv", 4, 4, 4)
+    with pytest.raises(UserError, match="STUDENT.ALIGNMENT.*guided.*'magic'"):
+        build("magic", 4, 4, 3)
+    with pytest.raises(UserError, match="STUDENT.KERNEL_SIZES.*4"):
+        build("conv", 4, 4, 4)

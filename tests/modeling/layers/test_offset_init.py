@@ -8,13 +8,15 @@ from detectron2.layers import ShapeSpec
 
 from mimicdet.config import load_config
 from mimicdet.modeling.heads.student_head import StudentHead
-from mimicdet.modeling.layers import build_alignment
+from mimicdet.modeling.layers import AlignmentSettings, build_alignments
+from mimicdet.modeling.layers.readers import MapReader
 
 SIZE = 4.0  # the paper's anchors, in strides
 
 
 def box_alignment(kernel_size, weights=(1.0, 1.0, 1.0, 1.0), offset_dims=(64, 128)):
-    layer = build_alignment("guided", 8, 8, kernel_size, offset_dims)
+    settings = AlignmentSettings("guided", (kernel_size,), 8, offset_dims)
+    layer = build_alignments(8, settings)[f"k{kernel_size}"]
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)
     layer.start_at_box(SIZE, weights)
@@ -27,7 +29,7 @@ def points(layer, deltas, weights=(1.0, 1.0, 1.0, 1.0)):
     k = layer.conv.kernel_size[0]
     steps = torch.arange(k) - k // 2
     kernel = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
-    return kernel + layer.offsets(None, guidance).view(k, k, 2)
+    return kernel + layer.offsets(MapReader(None, guidance)).view(k, k, 2)
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])

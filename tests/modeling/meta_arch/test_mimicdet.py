@@ -181,7 +181,7 @@ def test_both_heads_are_mimicked_at_the_same_boxes():
         assert (same.sum(dim=1) == 1).all()
         rows = same.int().argmax(dim=1)
         assert len(rows.unique()) == 16
-        positions.append(proposals.positions[rows])
+        positions.append(proposals.locations[rows])
     features = captured["features"]
     maps = [features[f"p{i}"] for i in range(3, 8)]
     student = model.student_head(maps, captured["refined"].delta_maps, positions)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mimicdet import MimicDet
-from mimicdet.modeling.layers import RowLayout
+from mimicdet.modeling.layers.readers import MapReader
+from mimicdet.modeling.layers.sparse_conv import RowLayout
 from tests.helpers import (
     P3_BOX,
     P4_BOX,
@@ -61,8 +62,8 @@ def test_proposals_come_back_from_their_positions(training):
     levels_seen = set()
     for n, proposal in enumerate(proposals):
         assert 40 < len(proposal) <= 60 + 20 * training
-        assert len(proposal.positions.unique()) == len(proposal)
-        for i, position in enumerate(proposal.positions.tolist()):
+        assert len(proposal.locations.unique()) == len(proposal)
+        for i, position in enumerate(proposal.locations.tolist()):
             level, y, x = locate(position, maps)
             levels_seen.add(level)
             assert proposal.levels[i] == level
@@ -81,13 +82,13 @@ def test_student_output_at_a_position_is_the_pixel_of_the_dense_map():
     images, maps, refined = predict(model, [make_input((96, 130)), make_input((70, 61), seed=1)])
     proposals = model.proposal_generator.propose(refined, images.image_sizes)
     head = model.student_head
-    found = head(maps, refined.delta_maps, [x.positions for x in proposals])
+    found = head(maps, refined.delta_maps, [x.locations for x in proposals])
     row = 0
     for n, proposal in enumerate(proposals):
-        for position in proposal.positions.tolist():
+        for position in proposal.locations.tolist():
             level, y, x = locate(position, maps)
-            layer = head.alignments[f"k{head.kernel_sizes[level]}"]
-            pixel = layer(maps[level], refined.delta_maps[level])[n, :, y, x].relu()
+            layer = head.layers[level]
+            pixel = layer(MapReader(maps[level], refined.delta_maps[level]))[n, y, x].relu()
             dense = head.predict(pixel)
             for a, b in zip(vars(found).values(), vars(dense).values()):
                 torch.testing.assert_close(a[row], b, atol=1e-5, rtol=1e-4)
@@ -126,7 +127,7 @@ def test_inference_keeps_the_best_objectness_without_nms():
     logits = refined.pred_objectness_logits[0].tolist()
     assert len(logits) > 400
     ranked = sorted(range(len(logits)), key=lambda r: -logits[r])
-    assert found.positions.tolist() == ranked[:45]
+    assert found.locations.tolist() == ranked[:45]
 
 
 @torch.no_grad()

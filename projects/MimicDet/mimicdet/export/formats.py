@@ -128,11 +128,12 @@ def _example() -> tuple[Tensor, Tensor]:
 def _exported_program(detector: ExportableDetector) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     height, width = (torch.export.Dim(x, min=MIN_CANVAS) for x in ("height", "width"))
-    return torch.export.export(
-        detector,
-        _example(),
-        dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "image_sizes": {0: batch}},
-    )
+    with torch.no_grad():  # else switching gradients off becomes a part of the graph
+        return torch.export.export(
+            detector,
+            _example(),
+            dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "image_sizes": {0: batch}},
+        )
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def optimize_for_inference(
             "half precision and compilation are MimicDet's options; the model is "
             f"{type(model).__name__}"
         )
-    model = _copy_for_inference(model).eval().requires_grad_(False)
+    model = copy_for_inference(model)
     fold_batch_norms(model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -67,14 +67,15 @@ def optimize_for_inference(
     return model
 
 
-def _copy_for_inference(model: nn.Module) -> nn.Module:
+def copy_for_inference(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients and without the head that is not run."""
     if not isinstance(model, MimicDet):
-        return copy.deepcopy(model)
+        return copy.deepcopy(model).eval().requires_grad_(False)
     name = "roi_heads" if model.eval_head == "student" else "student_head"
     unused = getattr(model, name)
     setattr(model, name, None)
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model).eval().requires_grad_(False)
     finally:
         setattr(model, name, unused)
 
@@ -139,10 +140,10 @@ class FusedBlock(nn.Module):
         self.conv3 = block.conv3 if isinstance(block, BottleneckBlock) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self.conv2(F.relu_(self.conv1(x)))
+        out = self.conv2(F.relu_(self.conv1(x)))
         if self.conv3 is not None:
-            found = self.conv3(F.relu_(found))
-        return _add_relu(found, x if self.shortcut is None else self.shortcut(x))
+            out = self.conv3(F.relu_(out))
+        return _add_relu(out, x if self.shortcut is None else self.shortcut(x))
 
 
 def _add_relu(x: Tensor, other: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import nms
+
+from .structures import HeadPredictions
 
 # Boxes that enter a first NMS at least, for each that is wanted of it: see nms_best.
 NMS_PREFIX = 2
@@ -54,86 +57,137 @@ def nms_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_thresh: float, t
 
 
 @torch.no_grad()
-def select_proposals(
-    boxes: Tensor, logits: Tensor, topk: int, nms_thresh: float = 1.0, pre_nms_topk: int = 0
-) -> list[Tensor]:
+def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int]] | Tensor) -> Tensor:
     """
-    Positions of each image's best boxes by objectness, best first.
-
-    In training NMS at 0.8 goes before the cut to 2000 (4.1); at inference there is none (4.2).
+    Boxes (N, M, 4) XYXY clipped to their images, as a new tensor.
 
     Args:
-        boxes: (N, R, 4) XYXY, clipped; empty ones are left out.
-        logits: (N, R) objectness.
-        topk: how many to keep at most.
-        nms_thresh: IoU of the NMS over all levels together; 1: none.
+        image_sizes: N x (height, width), or an (N, 2) int64 tensor where a graph takes them as an
+            input.
+    """
+    if isinstance(image_sizes, Tensor):
+        limits = torch.stack([image_sizes[:, 1], image_sizes[:, 0]] * 2, dim=1)
+        return torch.minimum(boxes.clamp(min=0), limits[:, None].to(boxes.dtype))
+    return torch.stack([clip_boxes(x, size) for x, size in zip(boxes, image_sizes)])
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """(...) bool of boxes (..., 4) XYXY."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+
+
+@torch.no_grad()
+def rank_proposals(
+    boxes: Tensor, logits: Tensor, topk: int, fixed_size: bool = False
+) -> tuple[Tensor, Tensor]:
+    """
+    Each image's best boxes by objectness, best first.
+
+    Args:
+        boxes: (N, R, 4) XYXY, clipped; those without area are left out. logits: (N, R).
+        topk: how many to take.
+        fixed_size: M is topk also where it is more than R, as graphs of fixed shape need it.
+
+    Returns:
+        locations (N, M) int64 in [0, R) and valid (N, M) bool, False on fillers, which come last;
+        M = min(topk, R).
+    """
+    usable = has_area(boxes) & torch.isfinite(logits)
+    logits = torch.where(usable, logits, -torch.inf)
+    if fixed_size:
+        logits = F.pad(logits, (0, topk), value=-torch.inf)
+    else:
+        topk = min(topk, logits.shape[1])
+    best, locations = logits.topk(topk, dim=1)
+    valid = best > -torch.inf
+    return torch.where(valid, locations, 0), valid
+
+
+@torch.no_grad()
+def select_proposals(
+    boxes: Tensor, logits: Tensor, topk: int, nms_thresh: float, pre_nms_topk: int = 0
+) -> list[Tensor]:
+    """
+    Locations of each image's proposal set in training: NMS over all levels together, then the best
+    by objectness (4.1).
+
+    Args:
+        boxes, logits: see rank_proposals.
+        topk: how many to keep at most; nms_thresh: IoU.
         pre_nms_topk: how many enter the NMS; 0: all.
 
     Returns:
-        N x (at most topk,) int64 in [0, R).
+        N x (at most topk,) int64 in [0, R), best first.
     """
-    nonempty = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
-    logits = logits.masked_fill(~(nonempty & torch.isfinite(logits)), -float("inf"))
-    most = topk if nms_thresh >= 1 else pre_nms_topk or logits.shape[1]
-    best, order = logits.topk(min(most, logits.shape[1]), dim=1)
-    counts = torch.isfinite(best).sum(dim=1).tolist()
-    positions = [order[i, :count] for i, count in enumerate(counts)]
-    if nms_thresh >= 1:
-        return positions
-    return [
-        chosen[nms_best(b[chosen], x[chosen], torch.zeros_like(chosen), nms_thresh, topk)]
-        for chosen, b, x in zip(positions, boxes, logits)
-    ]
+    locations, valid = rank_proposals(boxes, logits, pre_nms_topk or logits.shape[1])
+    counts = valid.sum(dim=1).tolist()
+    selected = []
+    for i, count in enumerate(counts):
+        own = locations[i, :count]
+        same_group = torch.zeros_like(own)
+        kept = nms_best(boxes[i, own], logits[i, own], same_group, nms_thresh, topk)
+        selected.append(own[kept])
+    return selected
+
+
+@torch.no_grad()
+def decode_predictions(
+    proposal_boxes: Tensor,
+    predictions: HeadPredictions,
+    image_sizes: Sequence[tuple[int, int]] | Tensor,
+    box2box_transform: Box2BoxTransform,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    Second regression and softmax scores (4.2).
+
+    Args:
+        proposal_boxes: (N, M, 4) adjusted anchor boxes; predictions: (N, M, ...).
+        image_sizes: see clip_to_images; valid: (N, M) bool, False on fillers; None: all are.
+
+    Returns:
+        boxes (N, M, 4) XYXY, clipped; scores (N, M, K), background left out, zero on fillers and
+        where a prediction is not finite.
+    """
+    deltas = predictions.pred_box_deltas.float()
+    boxes = apply_deltas(box2box_transform, deltas, proposal_boxes)
+    scores = predictions.pred_class_logits.float().softmax(dim=-1)
+    usable = torch.isfinite(boxes).all(dim=-1) & torch.isfinite(scores).all(dim=-1)
+    usable = (usable if valid is None else usable & valid)[..., None]
+    boxes = torch.where(usable, clip_to_images(boxes, image_sizes), 0.0)
+    return boxes, torch.where(usable, scores[..., :-1], 0.0)
+
+
+def apply_deltas(transform: Box2BoxTransform, deltas: Tensor, boxes: Tensor) -> Tensor:
+    """transform.apply_deltas of (N, M, 4) deltas and (N, M, 4) or (M, 4) boxes."""
+    boxes = boxes.expand_as(deltas).reshape(-1, 4)
+    return transform.apply_deltas(deltas.reshape(-1, 4), boxes).view_as(deltas)
 
 
 @torch.no_grad()
 def detections(
-    proposal_boxes: list[Tensor],
-    class_logits: Tensor,
-    box_deltas: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
     image_sizes: Sequence[tuple[int, int]],
-    box2box_transform: Box2BoxTransform,
     score_thresh: float,
     nms_thresh: float,
     topk: int,
 ) -> list[Instances]:
     """
-    Second regression, softmax scores, score threshold, NMS class by class, best topk (4.2).
-
-    Args:
-        proposal_boxes: N x (Ri, 4) adjusted anchor boxes, XYXY in input pixels.
-        class_logits: (B, K + 1); box_deltas: (B, 4), boxes of all images one after another.
+    Final detections (4.2) from what decode_predictions gives; see best_detections.
 
     Returns:
         N Instances with pred_boxes, scores, pred_classes, in the size of the network's input.
     """
-    sizes = [len(boxes) for boxes in proposal_boxes]
-    boxes = box2box_transform.apply_deltas(box_deltas.float(), torch.cat(proposal_boxes))
-    scores = class_logits.float().softmax(dim=1)
-    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-    scores = scores[:, :-1] * finite[:, None]  # not above any threshold
-    return [
-        _detections_per_image(*inputs, score_thresh, nms_thresh, topk)
-        for inputs in zip(boxes.split(sizes), scores.split(sizes), image_sizes)
-    ]
-
-
-def _detections_per_image(
-    boxes: Tensor,
-    scores: Tensor,
-    image_size: tuple[int, int],
-    score_thresh: float,
-    nms_thresh: float,
-    topk: int,
-) -> Instances:
-    """boxes: (Ri, 4); scores: (Ri, K)."""
-    boxes = clip_boxes(boxes, image_size)
-    index, classes = best_detections(boxes, scores, score_thresh, nms_thresh, topk)
-    result = Instances(image_size)
-    result.pred_boxes = Boxes(boxes[index])
-    result.scores = scores[index, classes]
-    result.pred_classes = classes
-    return result
+    results = []
+    for own_boxes, own_scores, size in zip(boxes, scores, image_sizes):
+        index, classes = best_detections(own_boxes, own_scores, score_thresh, nms_thresh, topk)
+        result = Instances(size)
+        result.pred_boxes = Boxes(own_boxes[index])
+        result.scores = own_scores[index, classes]
+        result.pred_classes = classes
+        results.append(result)
+    return results
 
 
 @torch.no_grad()
@@ -168,5 +222,5 @@ def rescale_detections(detections: Instances, output_size: tuple[int, int]) -> I
     boxes = detections.pred_boxes.tensor
     boxes = clip_boxes(torch.stack([boxes[:, i] * scale[i % 2] for i in range(4)], 1), output_size)
     fields = {**detections.get_fields(), "pred_boxes": Boxes(boxes)}
-    filled = torch.nonzero((boxes[:, 2:] > boxes[:, :2]).all(dim=1)).squeeze(1)
+    filled = torch.nonzero(has_area(boxes)).squeeze(1)
     return Instances(output_size, **fields)[filled]

@@ -4,18 +4,20 @@ Small typed records that modules of MimicDet hand to each other.
 Shape shorthand, used all over the package:
 
     N: images in the batch            L: pyramid levels of the one-stage part (P3..P7: 5)
-    Hl, Wl: size of level l's map     R: positions of all levels = sum of Hl * Wl; one anchor each
+    Hl, Wl: size of level l's map     R: locations of all levels = sum of Hl * Wl; one anchor each
     Ri: proposals of image i          B: boxes of the batch = sum of Ri
-    K: foreground classes             D: width of the mimicked features
+    M: proposals an image             K: foreground classes
+    D: width of the mimicked features
 
-A *position* is an index in [0, R): levels in the order of MODEL.RPN.IN_FEATURES, row-major inside
-a level. It names an anchor, its adjusted box and the S-head's output at that place alike.
+A *location* is a flat anchor index in [0, R): levels in the order of MODEL.RPN.IN_FEATURES,
+row-major inside a level. It names an anchor, its adjusted box and the S-head's output there alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 
@@ -40,22 +42,61 @@ class AnchorLabels:
 
 
 @dataclass(frozen=True)
+class Proposals:
+    """The M best adjusted anchor boxes of each image in evaluation, best first (4.2)."""
+
+    boxes: Tensor  # (N, M, 4), XYXY in input pixels, clipped to the image
+    objectness_logits: Tensor  # (N, M)
+    locations: Tensor  # (N, M) int64 in [0, R)
+    levels: Tensor  # (N, M) int64 in [0, L)
+    valid: Tensor  # (N, M) bool; False: a filler, where an image has fewer boxes of some area
+
+    def to_instances(self, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
+        """The valid ones as RefinementModule.propose gives them."""
+        result = []
+        for i, size in enumerate(image_sizes):
+            valid = self.valid[i]
+            result.append(
+                Instances(
+                    size,
+                    proposal_boxes=Boxes(self.boxes[i, valid]),
+                    objectness_logits=self.objectness_logits[i, valid],
+                    locations=self.locations[i, valid],
+                    levels=self.levels[i, valid],
+                )
+            )
+        return result
+
+
+@dataclass(frozen=True)
 class HeadPredictions:
-    """Outputs of either detection head for B boxes, and the features that are mimicked (3.3)."""
+    """
+    Outputs of either detection head for B boxes, and the features that are mimicked (3.3). In
+    evaluation (N, M) stands for B.
+    """
 
     pred_class_logits: Tensor  # (B, K + 1), background last
     pred_box_deltas: Tensor  # (B, 4), class-agnostic, relative to the adjusted anchor box
     class_features: Tensor  # (B, D): what the logits are computed from
     box_features: Tensor  # (B, D): what the deltas are computed from
 
-    def select(self, indices: Tensor) -> "HeadPredictions":
-        """The predictions of some of the boxes; indices: (b,) int64 in [0, B)."""
-        return HeadPredictions(
-            self.pred_class_logits[indices],
-            self.pred_box_deltas[indices],
-            self.class_features[indices],
-            self.box_features[indices],
-        )
+    def select(self, indices: Tensor | slice) -> "HeadPredictions":
+        """The predictions of some of the boxes; indices: (b,) int64 in [0, B), or a slice."""
+        return HeadPredictions(*(x[indices] for x in vars(self).values()))
+
+    def by_image(self, num_images: int) -> "HeadPredictions":
+        """(N * M, ...) as (N, M, ...)."""
+        return HeadPredictions(*(x.unflatten(0, (num_images, -1)) for x in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """What MimicDet computes of a batch in evaluation, from the maps to the predictions (4.2)."""
+
+    features: list[Tensor]  # L x (N, C, Hl, Wl): the refined levels
+    refined: RefinementPredictions
+    proposals: Proposals
+    predictions: HeadPredictions  # (N, M, ...), of the head that evaluation runs
 
 
 @dataclass(frozen=True)
@@ -97,7 +138,7 @@ class TrainingTensors:
     query: BoxQuery  # those boxes, for a teacher that lives elsewhere (Table 5)
 
 
-def split_positions(sizes: list[int], device: torch.device) -> Tensor:
+def image_indices(sizes: list[int], device: torch.device) -> Tensor:
     """Image index of each of sum(sizes) concatenated boxes: (B,) int64."""
     counts = torch.as_tensor(sizes, device=device)
     images = torch.arange(len(sizes), device=device)

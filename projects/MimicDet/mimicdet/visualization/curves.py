@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..utils.drawing import draw_grid
-
 from ..utils.errors import UserError, file_errors
 
 # A scalar's name -> its iterations (rising) and values.

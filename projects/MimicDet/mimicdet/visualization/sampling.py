@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..modeling.layers import RowLayout, kernel_points, pyramid_rows
+from ..modeling.layers import SparsePyramid
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..modeling.postprocess import best_detections, clip_boxes
+from ..modeling.postprocess import best_detections
 from ..utils.drawing import BoxStyle, Color, draw_labelled_boxes, load_font, text_color
 
 ADJUSTED: Color = (255, 214, 10)  # Fig. 3: yellow box, red dots
@@ -87,75 +87,61 @@ def sampling_points(
         a record of n objects, best score first, or in the order of reference_boxes; n may be 0.
 
     Raises:
-        ValueError: the model is in training mode or has no S-head.
+        ValueError: the model is in training mode, or its eval_head is the T-head.
     """
-    if model.training or model.student_head is None:
-        raise ValueError("sampling points need a model in evaluation mode that has an S-head")
+    if model.training or model.eval_head != "student":
+        raise ValueError("sampling points need a model in evaluation mode whose S-head is run")
     images = model.preprocess_image([batched_input])
     size = images.image_sizes[0]
-    features = model.backbone(images.tensor)
-    maps = [features[name] for name in model.proposal_generator.in_features]
-    refined = model.proposal_generator.predict(maps)
-    proposals = model.proposal_generator.propose(refined, images.image_sizes)[0]
-    head = model.student_head
-    predictions = head(maps, refined.delta_maps, [proposals.positions])
-    transform = head.settings.box2box_transform
-    boxes = transform.apply_deltas(
-        predictions.pred_box_deltas.float(), proposals.proposal_boxes.tensor
+    outputs = model.predict(model.backbone(images.tensor), images.image_sizes)
+    settings = model.student_head.settings
+    proposals = outputs.proposals
+    boxes, scores = settings.decode(
+        proposals.boxes, outputs.predictions, images.image_sizes, proposals.valid
     )
-    boxes = clip_boxes(boxes, size)
-    scores = predictions.pred_class_logits.float().softmax(dim=1)[:, :-1]
+    boxes, scores = boxes[0], scores[0]
     height, width = batched_input.get("height", size[0]), batched_input.get("width", size[1])
     scale = boxes.new_tensor([width / size[1], height / size[0]])
     if reference_boxes is None:
-        chosen, classes = best_detections(boxes, scores, *head.settings.test_thresholds)
-        wanted = torch.nonzero(scores[chosen, classes] >= score_threshold).squeeze(1)[:num_objects]
-        chosen, classes = chosen[wanted], classes[wanted]
+        chosen, classes = best_detections(boxes, scores, *settings.test_thresholds)
+        kept = torch.nonzero(scores[chosen, classes] >= score_threshold).squeeze(1)[:num_objects]
+        chosen, classes = chosen[kept], classes[kept]
     else:
-        wanted = torch.as_tensor(reference_boxes, dtype=boxes.dtype, device=boxes.device)
-        chosen = _overlapping(proposals, wanted.reshape(-1, 4) / scale.repeat(2))
+        references = torch.as_tensor(reference_boxes, dtype=boxes.dtype, device=boxes.device)
+        references = references.reshape(-1, 4) / scale.repeat(2)
+        chosen = _overlapping(proposals.boxes[0], references)
         classes = scores[chosen].argmax(dim=1)
-    proposals = proposals[chosen]
-    points = _points_at(model, maps, refined, proposals)
-    levels = proposals.levels.tolist()
+    locations = proposals.locations[0, chosen]
+    anchors = outputs.refined.anchors[locations]
+    levels = proposals.levels[0, chosen].tolist()
+    strides = [model.proposal_generator.strides[level] for level in levels]
+    pyramid = SparsePyramid(outputs.features, outputs.refined.delta_maps, [locations])
+    moved = pyramid.points(model.student_head.layers)
+    centers = Boxes(anchors).get_centers()
+    points = [
+        (center + own.flip(-1) * stride) * scale
+        for center, own, stride in zip(centers, moved, strides)
+    ]
     whole = scale.repeat(2)
     return SamplingRecord(
         image_size=(int(height), int(width)),
-        proposals=_numpy(proposals.proposal_boxes.tensor * whole),
-        anchors=_numpy(refined.anchors[proposals.positions] * whole),
-        points=[_numpy(xy * scale) for xy in points],
+        proposals=_numpy(proposals.boxes[0, chosen] * whole),
+        anchors=_numpy(anchors * whole),
+        points=[_numpy(xy) for xy in points],
         levels=[model.proposal_generator.in_features[level] for level in levels],
-        strides=[model.proposal_generator.strides[level] for level in levels],
-        objectness=_numpy(proposals.objectness_logits.sigmoid()),
+        strides=strides,
+        objectness=_numpy(proposals.objectness_logits[0, chosen].sigmoid()),
         boxes=_numpy(boxes[chosen] * whole),
         classes=classes.cpu().numpy(),
         scores=_numpy(scores[chosen, classes]),
     )
 
 
-def _overlapping(proposals: Instances, wanted: Tensor) -> Tensor:
-    """(G,) indices of the proposals of the highest IoU with the wanted boxes, input pixels."""
-    if len(proposals) == 0 or len(wanted) == 0:
-        return torch.zeros(0, dtype=torch.int64, device=wanted.device)
-    return pairwise_iou(Boxes(wanted), proposals.proposal_boxes).argmax(dim=1)
-
-
-def _points_at(model: MimicDet, maps: list[Tensor], refined, proposals: Instances) -> list[Tensor]:
-    """n x (k * k, 2): (x, y) of the kernel points in pixels of the network's input."""
-    head, generator = model.student_head, model.proposal_generator
-    sizes = tuple(tuple(x.shape[-2:]) for x in maps)
-    found = []
-    for position, level in zip(proposals.positions, proposals.levels.tolist()):
-        kernel_size = head.kernel_sizes[level]
-        layout = RowLayout.of(sizes, (level,), position.device)
-        places = layout.locate(position[None], torch.zeros_like(position[None]))
-        guidance = pyramid_rows([refined.delta_maps[level]])[places.row]
-        layer = head.alignments[f"k{kernel_size}"]
-        offset = layer.offsets_at(pyramid_rows([maps[level]]), guidance, places)
-        points = kernel_points(places, kernel_size, offset) - kernel_points(places, 1)
-        anchor = Boxes(refined.anchors[position][None]).get_centers()
-        found.append(anchor + points[0].flip(-1) * generator.strides[level])
-    return found
+def _overlapping(proposal_boxes: Tensor, references: Tensor) -> Tensor:
+    """(G,) indices of the (M, 4) proposals of the highest IoU with the (G, 4) references."""
+    if len(proposal_boxes) == 0 or len(references) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=references.device)
+    return pairwise_iou(Boxes(references), Boxes(proposal_boxes)).argmax(dim=1)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

@@ -60,7 +60,7 @@ class StageClock:
     def _watched(self) -> Iterator[None]:
         """A mark before and after the backbone, before the selection, and around the S-head."""
         generator = self._parts.proposal_generator
-        propose = generator.propose
+        propose = generator.top_proposals
 
         def marked_propose(*args: Any, **kwargs: Any) -> Any:
             self._mark()
@@ -70,10 +70,10 @@ class StageClock:
         for module in (self._parts.backbone, self._parts.student_head):
             hooks.append(module.register_forward_pre_hook(self._mark))
             hooks.append(module.register_forward_hook(self._mark))
-        generator.propose = marked_propose
+        generator.top_proposals = marked_propose
         try:
             yield
         finally:
-            del generator.propose
+            del generator.top_proposals
             for hook in hooks:
                 hook.remove()

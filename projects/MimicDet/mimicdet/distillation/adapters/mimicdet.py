@@ -2,11 +2,11 @@
 MimicDet as student and as teacher.
 
 It has no class scores for whole maps: the S-head classifies proposals, the refinement module sees
-every position and knows one class, object or not. Not in the papers, chosen so that the cost stays
+every location and knows one class, object or not. Not in the papers, chosen so that the cost stays
 bounded whatever the size of the map:
 
 - prediction_maps are the refinement module's objectness;
-- positives are the refinement module's own assignment, one anchor a position;
+- positives are the refinement module's own assignment, one anchor a location;
 - class_logits_at and pred_boxes_at run the S-head at the anchors that are asked about, a few dozen
   an image, beside the proposals; their boxes start from the adjusted anchor box of the detector
   that is asked.
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ...modeling.meta_arch.mimicdet import MimicDet
-from ...modeling.postprocess import clip_boxes
 from ...modeling.structures import (
     AnchorLabels,
     BoxQuery,
@@ -68,32 +67,19 @@ class MimicDetTensors(DetectorTensors):
 
     def pred_boxes_at(self, locations: Locations) -> Tensor:
         deltas = self._s_head_at(locations).pred_box_deltas
-        adjusted = self._adjusted_boxes(locations)
+        boxes = self._model.proposal_generator.adjusted_boxes(self.refined, self._image_sizes)
+        adjusted = boxes[locations.images, locations.anchors]
         return self._model.student_head.settings.box2box_transform.apply_deltas(deltas, adjusted)
 
     def _s_head_at(self, locations: Locations) -> HeadPredictions:
         """One call of the S-head for the logits and the boxes of the same anchors."""
         if self._last is None or self._last[0] is not locations:
-            positions = [
+            requested = [
                 locations.anchors[locations.images == n] for n in range(len(self._image_sizes))
             ]
-            found = self._model.student_head(self._features, self.refined.delta_maps, positions)
-            self._last = locations, found
+            head = self._model.student_head
+            self._last = locations, head(self._features, self.refined.delta_maps, requested)
         return self._last[1]
-
-    @torch.no_grad()
-    def _adjusted_boxes(self, locations: Locations) -> Tensor:
-        """What the S-head's deltas are relative to, as RefinementModule.propose gives it."""
-        module = self._model.proposal_generator
-        deltas = self.refined.pred_anchor_deltas[locations.images, locations.anchors].float()
-        boxes = module.box2box_transform.apply_deltas(
-            deltas, self.refined.anchors[locations.anchors]
-        )
-        parts = [
-            clip_boxes(boxes[locations.images == n], size)
-            for n, size in enumerate(self._image_sizes)
-        ]
-        return torch.cat(parts)
 
 
 class MimicDetStudentTensors(MimicDetTensors):

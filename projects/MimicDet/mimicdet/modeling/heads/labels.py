@@ -1,5 +1,6 @@
 """What both heads share: the S-head keeps the T-head's labels, losses and inference (3.3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
 from ..losses import box_l1_loss, classification_loss
-from ..postprocess import detections
+from ..postprocess import decode_predictions, detections
 from ..structures import HeadPredictions, LabelledBoxes
 
 
@@ -33,16 +34,27 @@ class HeadSettings:
             (heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE),
         )
 
-    def detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:
+    def decode(
+        self,
+        proposal_boxes: Tensor,
+        predictions: HeadPredictions,
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes (N, M, 4) and scores (N, M, K), see postprocess.decode_predictions."""
+        transform = self.box2box_transform
+        return decode_predictions(proposal_boxes, predictions, image_sizes, transform, valid)
+
+    def detect(
+        self,
+        proposal_boxes: Tensor,
+        predictions: HeadPredictions,
+        image_sizes: Sequence[tuple[int, int]],
+        valid: Tensor | None = None,
+    ) -> list[Instances]:
         """Final detections of N images in the size of the network's input (4.2)."""
-        return detections(
-            [x.proposal_boxes.tensor for x in proposals],
-            predictions.pred_class_logits,
-            predictions.pred_box_deltas,
-            [x.image_size for x in proposals],
-            self.box2box_transform,
-            *self.test_thresholds,
-        )
+        boxes, scores = self.decode(proposal_boxes, predictions, image_sizes, valid)
+        return detections(boxes, scores, image_sizes, *self.test_thresholds)
 
 
 @torch.no_grad()
@@ -53,7 +65,7 @@ def label_proposals(
     Add gt_classes (Ri,) and gt_boxes (Ri, 4) to each image's proposals.
 
     gt_classes: the matched object's class, num_classes for background, -1 for ignored. gt_boxes of
-    background boxes are meaningless. Ground-truth boxes are not appended: they have no position in
+    background boxes are meaningless. Ground-truth boxes are not appended: they have no location in
     the S-head's map (4.1).
     """
     labelled = []

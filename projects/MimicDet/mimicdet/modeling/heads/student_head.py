@@ -1,6 +1,7 @@
 """The S-head: the one-stage detection head, the student (3.3)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.config import configurable
@@ -9,9 +10,19 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import GuidedAlignment, Linear, RowLayout, build_alignment, fresh_casts, pyramid_rows
+from ...utils.errors import check_choice
+from ..layers import (
+    AlignmentLayer,
+    AlignmentSettings,
+    DensePyramid,
+    PyramidReader,
+    SparsePyramid,
+    build_alignments,
+    fresh_casts,
+    start_at_boxes,
+)
 from ..losses import classification_loss
-from ..structures import HeadPredictions, LabelledBoxes, flat_indices, split_positions
+from ..structures import HeadPredictions, LabelledBoxes, flat_indices, image_indices
 from ..targets import draw, mine_hard
 from .labels import HeadSettings, cat_labelled, regression_loss
 
@@ -20,11 +31,20 @@ OFFSET_INITS = ("random", "box")
 REG_NORMALIZERS = ("mined", "positives")
 
 
+@dataclass(frozen=True)
+class StudentTraining:
+    """What trains the S-head (4.1)."""
+
+    hard_mining_topk: int  # boxes an image that train the classification
+    max_reg_positives: int  # positives an image that train the regression
+    reg_normalizer: str = "mined"  # a name of REG_NORMALIZERS
+
+
 class StudentHead(nn.Module):
     """
     Alignment layer, then for each branch a 1x1 conv to the mimicked feature and one to the output.
 
-    The 1x1 convs are linear layers on positions: what is asked for at some positions is computed
+    The 1x1 convs are linear layers on locations: what is requested at some locations is computed
     there alone, which changes no number.
     """
 
@@ -34,89 +54,72 @@ class StudentHead(nn.Module):
         *,
         in_channels: int,
         settings: HeadSettings,
-        alignment: str,
-        kernel_sizes: Sequence[int],
-        alignment_dim: int,
-        offset_dims: Sequence[int],
+        alignment: AlignmentSettings,
+        training: StudentTraining,
         feature_dim: int,
-        dual_path: bool,
-        detach_guidance: bool,
-        sparse: bool,
-        init: str,
-        offset_init: str,
-        anchor_sizes: Sequence[float],
-        delta_weights: Sequence[float],
-        hard_mining_topk: int,
-        max_reg_positives: int,
-        reg_normalizer: str,
+        dual_path: bool = True,
+        detach_guidance: bool = True,
+        sparse: bool = True,
+        init: str = "gaussian",
     ):
         """
         Args:
             in_channels: channels of every level; settings: what both heads share.
-            alignment: a name of layers.ALIGNMENTS; kernel_sizes: its kernel on each level. Levels
-                of equal kernel share one layer (3.3: P3 has its own 3x3, P4..P7 share a 5x5).
-            alignment_dim, offset_dims, feature_dim: widths.
+            alignment: the alignment layers; training: which boxes train what.
+            feature_dim: width of the mimicked features.
             dual_path: False: one feature feeds both outputs (Table 3's light and heavy rows).
             detach_guidance: the deltas that guide the offsets carry no gradient.
-            sparse: compute the alignment layer at the asked positions alone; False: on whole maps.
-                The numbers and the state_dict are the same.
+            sparse: compute the alignment layer at the requested locations alone; False: on whole
+                maps. The numbers and the state_dict are the same.
             init: "gaussian" or "he".
-            offset_init: "random" or "box"; anchor_sizes: side of each level's anchors in units of
-                its stride, delta_weights: of the refinement module's deltas, both for "box".
-            hard_mining_topk, max_reg_positives: boxes an image that train the branches (4.1).
-            reg_normalizer: "mined" or "positives".
         """
         super().__init__()
-        _check_name("INIT", init, INITS)
-        _check_name("OFFSET_INIT", offset_init, OFFSET_INITS)
-        _check_name("REG_NORMALIZER", reg_normalizer, REG_NORMALIZERS)
+        check_choice("MODEL.MIMICDET.STUDENT.INIT", init, INITS)
+        check_choice(
+            "MODEL.MIMICDET.STUDENT.REG_NORMALIZER", training.reg_normalizer, REG_NORMALIZERS
+        )
         self.settings = settings
-        self.hard_mining_topk = hard_mining_topk
-        self.max_reg_positives = max_reg_positives
-        self.reg_normalizer = reg_normalizer
-        self.kernel_sizes = list(kernel_sizes)
+        self.selection = training
+        self.layer_names = alignment.layer_names
         self.detach_guidance = detach_guidance
         self.sparse = sparse
-        self.alignments = nn.ModuleDict(
-            {
-                f"k{k}": build_alignment(alignment, in_channels, alignment_dim, k, offset_dims)
-                for k in sorted(set(kernel_sizes))
-            }
-        )
+        self.alignments = build_alignments(in_channels, alignment)
         if dual_path:
-            self.class_feature = Linear(alignment_dim, feature_dim)
-            self.box_feature = Linear(alignment_dim, feature_dim)
+            self.class_feature = nn.Linear(alignment.dim, feature_dim)
+            self.box_feature = nn.Linear(alignment.dim, feature_dim)
         else:
-            self.shared_feature = Linear(alignment_dim, feature_dim)
+            self.shared_feature = nn.Linear(alignment.dim, feature_dim)
         self.dual_path = dual_path
-        self.class_logits = Linear(feature_dim, settings.num_classes + 1)
-        self.box_deltas = Linear(feature_dim, 4)
+        self.class_logits = nn.Linear(feature_dim, settings.num_classes + 1)
+        self.box_deltas = nn.Linear(feature_dim, 4)
         self._initialise(init)
-        if offset_init == "box":
-            self._start_at_boxes(anchor_sizes, delta_weights)
+        if alignment.start_at_box:
+            start_at_boxes(self.alignments, alignment)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         keys = cfg.MODEL.MIMICDET.STUDENT
-        in_features = cfg.MODEL.RPN.IN_FEATURES
+        check_choice("MODEL.MIMICDET.STUDENT.OFFSET_INIT", keys.OFFSET_INIT, OFFSET_INITS)
         return {
-            "in_channels": input_shape[in_features[0]].channels,
+            "in_channels": input_shape[cfg.MODEL.RPN.IN_FEATURES[0]].channels,
             "settings": HeadSettings.from_config(cfg, keys),
-            "alignment": keys.ALIGNMENT,
-            "kernel_sizes": keys.KERNEL_SIZES,
-            "alignment_dim": keys.ALIGNMENT_DIM,
-            "offset_dims": keys.OFFSET_DIMS,
+            "alignment": AlignmentSettings(
+                name=keys.ALIGNMENT,
+                kernel_sizes=tuple(keys.KERNEL_SIZES),
+                dim=keys.ALIGNMENT_DIM,
+                offset_dims=tuple(keys.OFFSET_DIMS),
+                start_at_box=keys.OFFSET_INIT == "box",
+                anchor_sizes=tuple(_anchor_sizes(cfg, input_shape)),
+                delta_weights=tuple(cfg.MODEL.RPN.BBOX_REG_WEIGHTS),
+            ),
+            "training": StudentTraining(
+                keys.HARD_MINING_TOPK, keys.MAX_REG_POSITIVES, keys.REG_NORMALIZER
+            ),
             "feature_dim": keys.FEATURE_DIM,
             "dual_path": keys.DUAL_PATH,
             "detach_guidance": keys.DETACH_GUIDANCE,
             "sparse": keys.SPARSE,
             "init": keys.INIT,
-            "offset_init": keys.OFFSET_INIT,
-            "anchor_sizes": _anchor_sizes(cfg, input_shape),
-            "delta_weights": cfg.MODEL.RPN.BBOX_REG_WEIGHTS,
-            "hard_mining_topk": keys.HARD_MINING_TOPK,
-            "max_reg_positives": keys.MAX_REG_POSITIVES,
-            "reg_normalizer": keys.REG_NORMALIZER,
         }
 
     def _initialise(self, init: str) -> None:
@@ -132,66 +135,37 @@ class StudentHead(nn.Module):
             for module in hidden:
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
-    def _start_at_boxes(self, sizes: Sequence[float], delta_weights: Sequence[float]) -> None:
-        for kernel in set(self.kernel_sizes):
-            layer = self.alignments[f"k{kernel}"]
-            wanted = {size for size, k in zip(sizes, self.kernel_sizes) if k == kernel}
-            if not isinstance(layer, GuidedAlignment) or len(wanted) != 1:
-                raise ValueError(
-                    "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs ALIGNMENT 'guided' and levels "
-                    f"of one kernel whose anchors are alike in strides, got {sorted(wanted)}"
-                )
-            layer.start_at_box(wanted.pop(), delta_weights)
+    @property
+    def layers(self) -> list[AlignmentLayer]:
+        """The alignment layer of each level."""
+        return [self.alignments[name] for name in self.layer_names]
 
     def forward(
-        self, features: list[Tensor], delta_maps: list[Tensor], positions: list[Tensor]
+        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
     ) -> HeadPredictions:
         """
         Args:
             features: L x (N, C, Hl, Wl).
             delta_maps: L x (N, 4, Hl, Wl), the refinement module's deltas.
-            positions: N x (Ri,) int64 in [0, R): where the outputs are wanted.
+            locations: N x (Ri,) int64 in [0, R): where the outputs are requested.
 
         Returns:
             predictions for B = sum of Ri boxes, image after image.
         """
-        return self.predict(self.aligned_features(features, delta_maps, positions))
+        return self.read(self.pyramid(features, delta_maps, locations))
 
-    def aligned_features(
-        self, features: list[Tensor], delta_maps: list[Tensor], positions: list[Tensor]
-    ) -> Tensor:
-        """The alignment layer's output, after its ReLU, at the positions: (B, alignment_dim)."""
+    def pyramid(
+        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+    ) -> PyramidReader:
+        """The way that the head reads its maps; arguments as of forward."""
         if self.detach_guidance:
             delta_maps = [x.detach() for x in delta_maps]
-        if self.sparse:
-            aligned = self._aligned_at(features, delta_maps, positions)
-        else:
-            layers = [self.alignments[f"k{kernel}"] for kernel in self.kernel_sizes]
-            maps = [layer(*inputs) for layer, *inputs in zip(layers, features, delta_maps)]
-            rows = pyramid_rows(maps).unflatten(0, (len(positions), -1))
-            aligned = torch.cat([rows[i, wanted] for i, wanted in enumerate(positions)])
-        return F.relu(aligned)
+        reader = SparsePyramid if self.sparse else DensePyramid
+        return reader(features, delta_maps, locations)
 
-    def _aligned_at(
-        self, features: list[Tensor], delta_maps: list[Tensor], positions: list[Tensor]
-    ) -> Tensor:
-        sizes = tuple(tuple(x.shape[-2:]) for x in features)
-        images = split_positions([len(x) for x in positions], features[0].device)
-        wanted = torch.cat(positions)
-        aligned, order = [], []
-        for kernel in sorted(set(self.kernel_sizes)):
-            sharing = tuple(i for i, k in enumerate(self.kernel_sizes) if k == kernel)
-            layout = RowLayout.of(sizes, sharing, wanted.device)
-            levels = layout.levels(wanted)
-            chosen = torch.nonzero(sum(levels == i for i in sharing)).squeeze(1)
-            places = layout.locate(wanted[chosen], images[chosen])
-            rows, guidance = (
-                pyramid_rows([maps[i] for i in sharing]) for maps in (features, delta_maps)
-            )
-            # A layer that no position needs takes part as well: it has a gradient in every step.
-            aligned.append(self.alignments[f"k{kernel}"].at(rows, guidance[places.row], places))
-            order.append(chosen)
-        return torch.cat(aligned)[torch.cat(order).argsort()]
+    def read(self, pyramid: PyramidReader) -> HeadPredictions:
+        """Predictions at the locations of the pyramid."""
+        return self.predict(F.relu(pyramid.read(self.layers)))
 
     def predict(self, aligned: Tensor) -> HeadPredictions:
         """aligned: (..., alignment_dim), channels last; outputs keep the leading dimensions."""
@@ -226,24 +200,24 @@ class StudentHead(nn.Module):
             sampled: N x (bi,) indices into each image's proposals: the T-head's boxes.
 
         Returns:
-            loss_student_cls over each image's hardest boxes and loss_student_loc over a draw of
-            its positives (4.1); the predictions at the sampled boxes, (sum of bi, ...).
+            loss_student_cls over each image's hardest boxes and loss_student_loc over a random
+            sample of its positives (4.1); the predictions at the sampled boxes, (sum of bi, ...).
         """
         boxes, counts = cat_labelled(proposals), [len(x) for x in proposals]
-        positions = [x.positions for x in proposals]
+        locations = [x.locations for x in proposals]
         if self.sparse:
             with torch.no_grad(), fresh_casts(features[0].device):
-                logits = self(features, delta_maps, positions).pred_class_logits
+                logits = self(features, delta_maps, locations).pred_class_logits
         else:
-            predictions = self(features, delta_maps, positions)
+            predictions = self(features, delta_maps, locations)
             logits = predictions.pred_class_logits
         mined, positive = self.select(logits, boxes, counts)
         mimicked = flat_indices(sampled, counts)
         used, index = torch.cat([mined, positive, mimicked]).unique(return_inverse=True)
         if self.sparse:
-            images = split_positions(counts, used.device)[used]
+            images = image_indices(counts, used.device)[used]
             per_image = images.bincount(minlength=len(counts)).tolist()
-            predictions = self(features, delta_maps, torch.cat(positions)[used].split(per_image))
+            predictions = self(features, delta_maps, torch.cat(locations)[used].split(per_image))
         else:
             predictions = predictions.select(used)
         mined, positive, mimicked = index.split([len(mined), len(positive), len(mimicked)])
@@ -263,7 +237,7 @@ class StudentHead(nn.Module):
         cls_loss = classification_loss(
             predictions.pred_class_logits[mined], boxes.gt_classes[mined]
         )
-        divisor = mined if self.reg_normalizer == "mined" else positive
+        divisor = mined if self.selection.reg_normalizer == "mined" else positive
         loc_loss = regression_loss(
             predictions.pred_box_deltas[positive],
             boxes.select(positive),
@@ -280,7 +254,7 @@ class StudentHead(nn.Module):
         self, class_logits: Tensor, boxes: LabelledBoxes, counts: list[int]
     ) -> tuple[Tensor, Tensor]:
         """
-        Which boxes train: each image's hardest and a draw of its positives (4.1).
+        Which boxes train: each image's hardest, and a random sample of its positives (4.1).
 
         Args:
             class_logits: (B, K + 1); boxes: the same B; counts: how many of them each image has.
@@ -296,17 +270,12 @@ class StudentHead(nn.Module):
         mined, positive, start = [], [], 0
         for count in counts:
             part = slice(start, start + count)
-            mined.append(start + mine_hard(hardness[part], self.hard_mining_topk))
+            mined.append(start + mine_hard(hardness[part], self.selection.hard_mining_topk))
             found = torch.nonzero(foreground[part]).squeeze(1)
-            positive.append(start + draw(found, self.max_reg_positives))
+            positive.append(start + draw(found, self.selection.max_reg_positives))
             start += count
         mined = torch.cat(mined)
         return mined[boxes.gt_classes[mined] >= 0], torch.cat(positive)
-
-
-def _check_name(key: str, name: str, allowed: Sequence[str]) -> None:
-    if name not in allowed:
-        raise ValueError(f"MODEL.MIMICDET.STUDENT.{key} must be one of {allowed}, got {name!r}")
 
 
 def _anchor_sizes(cfg, input_shape: dict[str, ShapeSpec]) -> list[float]:

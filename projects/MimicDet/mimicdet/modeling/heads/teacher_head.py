@@ -12,10 +12,9 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...utils.errors import UserError
-from ..layers import Linear
+from ...utils.errors import UserError, check_choice
 from ..layers.precision import at_least_float32
-from ..structures import HeadPredictions, split_positions
+from ..structures import HeadPredictions, image_indices
 from ..targets import sample_labels
 from .labels import HeadSettings, cat_labelled, fast_rcnn_losses, label_proposals
 
@@ -40,7 +39,7 @@ class LevelPooler(nn.Module):
         Returns:
             (B, C, resolution, resolution), boxes of all images one after another.
         """
-        images = split_positions([len(b) for b in boxes], features[0].device)
+        images = image_indices([len(b) for b in boxes], features[0].device)
         rois = torch.cat([images[:, None].to(boxes[0].dtype), torch.cat(boxes)], dim=1)
         all_levels = torch.cat(levels)
         # Also levels without a box take part, so that each has a gradient in every step.
@@ -92,8 +91,7 @@ class MimicTeacherHeads(ROIHeads):
             kwargs: see Detectron2's ROIHeads.
         """
         super().__init__(**kwargs)
-        if head not in HEADS:
-            raise UserError(f"MODEL.MIMICDET.TEACHER.HEAD must be one of {HEADS}, got {head!r}")
+        check_choice("MODEL.MIMICDET.TEACHER.HEAD", head, HEADS)
         if num_fc < 1:
             raise UserError(f"MODEL.ROI_BOX_HEAD.NUM_FC must be at least 1, got {num_fc}")
         self.in_features = list(in_features)
@@ -106,8 +104,8 @@ class MimicTeacherHeads(ROIHeads):
             self.box_branch = _branch(in_channels, resolution, convs, [fc_dim])
         else:
             self.shared_branch = _branch(in_channels, resolution, convs, [fc_dim] * num_fc)
-        self.class_logits = Linear(fc_dim, self.num_classes + 1)
-        self.box_deltas = Linear(fc_dim, 4)
+        self.class_logits = nn.Linear(fc_dim, self.num_classes + 1)
+        self.box_deltas = nn.Linear(fc_dim, 4)
         self._initialise(output_init)
 
     @classmethod
@@ -143,11 +141,7 @@ class MimicTeacherHeads(ROIHeads):
         }
 
     def _initialise(self, output_init: str) -> None:
-        if output_init not in ("he", "gaussian"):
-            raise UserError(
-                "MODEL.MIMICDET.TEACHER.OUTPUT_INIT must be 'he' or 'gaussian', got "
-                f"{output_init!r}"
-            )
+        check_choice("MODEL.MIMICDET.TEACHER.OUTPUT_INIT", output_init, ("he", "gaussian"))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -166,7 +160,7 @@ class MimicTeacherHeads(ROIHeads):
         """Detectron2's contract; proposals need the field levels, as RefinementModule gives it."""
         if not self.training:
             predictions = self.predict_proposals(features, proposals)
-            return self.settings.detect(predictions, proposals), {}
+            return self._detect(predictions, proposals), {}
         proposals = label_proposals(proposals, targets, self.proposal_matcher, self.num_classes)
         proposals = [
             x[
@@ -180,6 +174,16 @@ class MimicTeacherHeads(ROIHeads):
             for x in proposals
         ]
         return proposals, self.losses(self.predict_proposals(features, proposals), proposals)
+
+    def _detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:
+        """predictions: of all proposals, image after image."""
+        results, start = [], 0
+        for own in proposals:
+            of_image = predictions.select(slice(start, start + len(own))).by_image(1)
+            boxes = own.proposal_boxes.tensor[None]
+            results += self.settings.detect(boxes, of_image, [own.image_size])
+            start += len(own)
+        return results
 
     def predict_proposals(
         self, features: dict[str, Tensor], proposals: list[Instances]
@@ -239,6 +243,6 @@ def _branch(
     layers.append(nn.Flatten())
     size = channels * resolution**2
     for dim in fc_dims:
-        layers += [Linear(size, dim), nn.ReLU()]
+        layers += [nn.Linear(size, dim), nn.ReLU()]
         size = dim
     return nn.Sequential(*layers)

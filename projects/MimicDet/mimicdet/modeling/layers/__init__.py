@@ -1,22 +1,27 @@
-from .alignment import ALIGNMENTS, GuidedAlignment, build_alignment
+from .alignment import (
+    ALIGNMENTS,
+    AlignmentLayer,
+    AlignmentSettings,
+    build_alignments,
+    register_alignment,
+    start_at_boxes,
+)
 from .deform_conv import deform_conv2d
-from .linear import Linear, linear
 from .precision import channels_last_pays, fresh_casts
-from .sparse_conv import Places, RowLayout, conv_at, kernel_points, pyramid_rows, sample_rows
+from .readers import DensePyramid, PyramidReader, SparsePyramid, levels_by_layer
 
 __all__ = [
     "ALIGNMENTS",
-    "GuidedAlignment",
-    "Linear",
-    "Places",
-    "RowLayout",
-    "build_alignment",
+    "AlignmentLayer",
+    "AlignmentSettings",
+    "DensePyramid",
+    "PyramidReader",
+    "SparsePyramid",
+    "build_alignments",
     "channels_last_pays",
-    "conv_at",
     "deform_conv2d",
     "fresh_casts",
-    "kernel_points",
-    "linear",
-    "pyramid_rows",
-    "sample_rows",
+    "levels_by_layer",
+    "register_alignment",
+    "start_at_boxes",
 ]

@@ -1,110 +1,145 @@
-"""The S-head's alignment layers: the designs of the paper's Table 2, under one interface."""
+"""
+The S-head's alignment layers: the designs of the paper's Table 2, under one interface.
 
-from collections.abc import Sequence
+A layer is written once, over a LevelReader: how the maps are read (whole maps, some locations of
+many maps, a graph of fixed shapes) is the reader's business, so that a layer runs dense, sparse and
+exported, and can be drawn, without a word of its own about any of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .deform_conv import deform_conv2d
-from .linear import linear
-from .sparse_conv import Places, conv_at
+from ...utils.errors import UserError, check_choice
 
 
-class ConvAlignment(nn.Module):
-    """Table 2 (a): a plain k x k convolution; the guidance is not used."""
+class LevelReader(Protocol):
+    """The maps that a layer runs on, at the requested locations: (...) stands for their shape."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+    @property
+    def guidance(self) -> Tensor:
+        """(..., 4) float: the refinement module's deltas at the locations."""
+
+    def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
+        """
+        A convolution of stride 1 and "same" padding at the locations.
+
+        Args:
+            conv: of k x k, on the maps' channels.
+            offsets: (..., 2 * k * k) in pixels of the map, (dy, dx) for each kernel point,
+                row-major; None: no offsets. Points outside the map read as zero.
+
+        Returns:
+            (..., O).
+        """
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """What the alignment layers of all levels have in common."""
+
+    name: str  # of ALIGNMENTS
+    kernel_sizes: tuple[int, ...]  # of each level; levels of equal kernel share one layer (3.3)
+    dim: int  # channels of the output
+    offset_dims: tuple[int, ...] = (64, 128)  # hidden channels of the guided offsets
+    start_at_box: bool = False  # where the guided points start, see GuidedAlignment.start_at_box
+    anchor_sizes: tuple[float, ...] = ()  # side of each level's anchors in strides
+    delta_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # of the refinement module's deltas
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The name, in the S-head's state_dict, of each level's layer."""
+        return [f"k{kernel}" for kernel in self.kernel_sizes]
+
+
+ALIGNMENTS: dict[str, type["AlignmentLayer"]] = {}
+
+
+def register_alignment(name: str) -> Callable[[type["AlignmentLayer"]], type["AlignmentLayer"]]:
+    """Decorator: MODEL.MIMICDET.STUDENT.ALIGNMENT can name the class from now on."""
+
+    def register(layer: type[AlignmentLayer]) -> type[AlignmentLayer]:
+        ALIGNMENTS[name] = layer
+        return layer
+
+    return register
+
+
+class AlignmentLayer(nn.Module):
+    """
+    A k x k convolution at the requested locations, its points moved by offsets.
+
+    A subclass says where the points go in `offsets`, or computes something else in `forward`. It
+    is constructed as cls(in_channels, kernel_size, settings).
+    """
+
+    def __init__(self, in_channels: int, kernel_size: int, settings: AlignmentSettings):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.conv = nn.Conv2d(in_channels, settings.dim, kernel_size, padding=kernel_size // 2)
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """
-        Args:
-            x: (N, C, H, W) features of one level.
-            guidance: (N, 4, H, W) deltas of the refinement module at the same positions.
+    def forward(self, reader: LevelReader) -> Tensor:
+        """(..., dim) aligned features, before the activation."""
+        return reader.conv(self.conv, self.offsets(reader))
 
-        Returns:
-            (N, O, H, W) aligned features, before the activation.
-        """
-        return self.conv(x)
-
-    def at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
-        """
-        The same at M positions only.
-
-        Args:
-            rows: the features of all levels that share the layer, see sparse_conv.pyramid_rows.
-            guidance: (M, 4) deltas at the positions.
-            places: where the positions lie in the rows.
-
-        Returns:
-            (M, O), before the activation.
-        """
-        offsets = self.offsets_at(rows, guidance, places)
-        return conv_at(rows, places, offsets, self.conv.weight, self.conv.bias)
-
-    def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor | None:
-        """(M, 2 * k * k) offsets at M positions, in pixels of their map; None: the points stay."""
+    def offsets(self, reader: LevelReader) -> Tensor | None:
+        """(..., 2 * k * k) offsets in pixels of the map, in float32; None: the points stay."""
         return None
 
     def hidden_layers(self) -> list[nn.Conv2d]:
         """The convolutions that a ReLU follows; the last one of the offsets is none of them."""
         return [self.conv]
 
+    def start_at_box(self, anchor_size: float, delta_weights: Sequence[float]) -> None:
+        """Let the points start on a grid over the adjusted anchor box, where the layer can."""
+        raise UserError("MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs ALIGNMENT 'guided'")
 
-class DeformAlignment(ConvAlignment):
+
+@register_alignment("conv")
+class ConvAlignment(AlignmentLayer):
+    """Table 2 (a): a plain k x k convolution; the guidance is not used."""
+
+
+@register_alignment("deform")
+class DeformAlignment(AlignmentLayer):
     """Table 2 (b): a deformable convolution whose offsets come from the features themselves."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
-        super().__init__(in_channels, out_channels, kernel_size)
+    def __init__(self, in_channels: int, kernel_size: int, settings: AlignmentSettings):
+        super().__init__(in_channels, kernel_size, settings)
         self.offset = nn.Conv2d(
             in_channels, 2 * kernel_size**2, kernel_size, padding=kernel_size // 2
         )
 
-    def offsets(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """(N, 2 * k * k, H, W) offsets in pixels of x, (dy, dx) for each kernel point."""
-        with torch.autocast(x.device.type, enabled=False):  # places need the digits
-            return self.offset(x.to(self.offset.weight.dtype))
-
-    def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
-        with torch.autocast(rows.device.type, enabled=False):
-            rows = rows.to(self.offset.weight.dtype)
-            return conv_at(rows, places, None, self.offset.weight, self.offset.bias)
-
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        return deform_conv2d(x, self.offsets(x, guidance), self.conv.weight, self.conv.bias)
+    def offsets(self, reader: LevelReader) -> Tensor:
+        with torch.autocast(self.offset.weight.device.type, enabled=False):  # places need digits
+            return reader.conv(self.offset)
 
 
+@register_alignment("guided")
 class GuidedAlignment(DeformAlignment):
     """
     Table 2 (c), (d): guided deformable convolution. A micro-network of three 1x1 convs computes the
-    offsets from the refinement module's deltas at that position (3.3).
+    offsets from the refinement module's deltas at that location (3.3).
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        offset_dims: Sequence[int] = (64, 128),
-    ):
-        super().__init__(in_channels, out_channels, kernel_size)
+    def __init__(self, in_channels: int, kernel_size: int, settings: AlignmentSettings):
+        super().__init__(in_channels, kernel_size, settings)
         layers, channels = [], 4
-        for dim in offset_dims:
+        for dim in settings.offset_dims:
             layers += [Conv2d(channels, dim, 1, activation=nn.ReLU())]
             channels = dim
         self.offset = nn.Sequential(*layers, Conv2d(channels, 2 * kernel_size**2, 1))
 
-    def offsets(self, x: Tensor, guidance: Tensor) -> Tensor:
-        with torch.autocast(guidance.device.type, enabled=False):
-            return self.offset(guidance.to(self.conv.weight.dtype))
-
-    def offsets_at(self, rows: Tensor, guidance: Tensor, places: Places) -> Tensor:
+    def offsets(self, reader: LevelReader) -> Tensor:
+        guidance = reader.guidance
         with torch.autocast(guidance.device.type, enabled=False):
             x = guidance.to(self.conv.weight.dtype)
-            for layer in self.offset:
-                x = linear(x, layer.weight.flatten(1), layer.bias)
+            for layer in self.offset:  # 1x1 convs: linear on each location
+                x = F.linear(x, layer.weight.flatten(1), layer.bias)
                 x = x if layer.activation is None else layer.activation(x)
             return x
 
@@ -127,7 +162,7 @@ class GuidedAlignment(DeformAlignment):
         """
         *hidden, last = self.offset
         if min(layer.out_channels for layer in hidden) < 8:
-            raise ValueError(
+            raise UserError(
                 "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs OFFSET_DIMS of at least 8"
             )
         signs = torch.tensor([1.0, -1.0])
@@ -147,29 +182,34 @@ class GuidedAlignment(DeformAlignment):
         last.bias.copy_((grid * (anchor_size / k - 1)).flatten())
 
 
-ALIGNMENTS: dict[str, type[ConvAlignment]] = {
-    "conv": ConvAlignment,
-    "deform": DeformAlignment,
-    "guided": GuidedAlignment,
-}
+def build_alignments(in_channels: int, settings: AlignmentSettings) -> nn.ModuleDict:
+    """
+    The alignment layers by AlignmentSettings.layer_names, one for each kernel size.
+
+    Raises:
+        UserError: an unknown name, or an even kernel.
+    """
+    check_choice("MODEL.MIMICDET.STUDENT.ALIGNMENT", settings.name, sorted(ALIGNMENTS))
+    even = [kernel for kernel in settings.kernel_sizes if kernel % 2 == 0]
+    if even:
+        raise UserError(f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES must be odd numbers, got {even[0]}")
+    layer = ALIGNMENTS[settings.name]
+    kernels = sorted(set(settings.kernel_sizes))
+    return nn.ModuleDict({f"k{k}": layer(in_channels, k, settings) for k in kernels})
 
 
-def build_alignment(
-    name: str,
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    offset_dims: Sequence[int] = (64, 128),
-) -> ConvAlignment:
-    """One alignment layer by name; ValueError for an unknown name or an even kernel."""
-    if name not in ALIGNMENTS:
-        raise ValueError(
-            f"MODEL.MIMICDET.STUDENT.ALIGNMENT is {name!r}; it must be one of {sorted(ALIGNMENTS)}"
-        )
-    if kernel_size % 2 == 0:
-        raise ValueError(
-            f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES must be odd numbers, got {kernel_size}"
-        )
-    if name == "guided":
-        return GuidedAlignment(in_channels, out_channels, kernel_size, offset_dims)
-    return ALIGNMENTS[name](in_channels, out_channels, kernel_size)
+def start_at_boxes(alignments: nn.ModuleDict, settings: AlignmentSettings) -> None:
+    """
+    Call start_at_box of every layer.
+
+    Raises:
+        UserError: a layer that cannot, or levels of one layer whose anchors differ in strides.
+    """
+    for name, layer in alignments.items():
+        sizes = {s for s, own in zip(settings.anchor_sizes, settings.layer_names) if own == name}
+        if len(sizes) != 1:
+            raise UserError(
+                "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs levels of one kernel whose anchors "
+                f"are alike in strides, got {sorted(sizes)}"
+            )
+        layer.start_at_box(sizes.pop(), settings.delta_weights)

@@ -42,7 +42,9 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
     dtype = x.dtype
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
-        offset, weight = offset.to(x.dtype), weight.to(x.dtype)
+        # A point that is nowhere reads as zero; torchvision's kernel would read beyond the map.
+        offset = offset.to(x.dtype).nan_to_num(nan=torch.finfo(x.dtype).max)
+        weight = weight.to(x.dtype)
         if x.is_cuda and x.dtype == torch.float32 and detectron2_has_cuda_kernels():
             out = detectron2_deform_conv(x, offset, weight, 1, padding)
             if bias is not None:

@@ -1,11 +1,11 @@
 """
-Convolution, plain or deformable, at chosen positions only: the same numbers as the dense operator,
+Convolution, plain or deformable, at some locations only: the same numbers as the dense operator,
 since a deformable convolution at a point is a bilinear sample of its k * k points times a matrix.
 
 The maps of all levels that share a layer lie below each other as *rows*, channels last: one row a
-position, images first, then levels, row-major inside a level. A bilinear sample is then a weighted
+location, images first, then levels, row-major inside a level. A bilinear sample is then a weighted
 sum of four rows, whichever image, level and point it belongs to, and torch's embedding_bag is just
-that sum, so that ragged numbers of positions need neither padding nor a loop.
+that sum, so that ragged numbers of locations need neither padding nor a loop.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .linear import linear
 from .precision import at_least_float32
 
-# Sampled values (positions * points * channels) that are held at a time: 128 MiB in float32.
+# Sampled values (locations * points * channels) that are held at a time: 128 MiB in float32.
 MAX_SAMPLED_VALUES = 2**25
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where M positions lie in the rows of a pyramid; all fields (M,) int64."""
+    """Where M locations lie in the rows of a pyramid; all fields (M,) int64."""
 
-    first_row: Tensor  # the row of their map's top left position
+    first_row: Tensor  # the row of their map's top left location
     y: Tensor  # in pixels of their map
     x: Tensor
     height: Tensor  # of their map
@@ -38,24 +37,24 @@ class Places:
 
     @property
     def row(self) -> Tensor:
-        """The position's own row."""
+        """The location's own row."""
         return self.first_row + self.y * self.width + self.x
 
     def __len__(self) -> int:
         return len(self.y)
 
     def split(self, size: int) -> list["Places"]:
-        """Parts of at most `size` positions; at least one part."""
+        """Parts of at most `size` locations; at least one part."""
         parts = [getattr(self, field.name).split(size) for field in fields(self)]
         return [Places(*part) for part in zip(*parts)]
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How the positions of L levels lie in the rows of some of these levels, as (L,) tables."""
+    """How the locations of L levels lie in the rows of some of these levels, as (L,) tables."""
 
-    ends: Tensor  # positions of the level and of all before it
-    starts: Tensor  # positions before the level
+    ends: Tensor  # locations of the level and of all before it
+    starts: Tensor  # locations before the level
     heights: Tensor
     widths: Tensor
     first_rows: Tensor  # the level's first row in an image; meaningless where it has no rows
@@ -72,29 +71,29 @@ class RowLayout:
         Args:
             sizes: (height, width) of each of the L levels; levels: those that have rows.
         """
-        table, position, row = [], 0, 0
+        table, location, row = [], 0, 0
         for level, (height, width) in enumerate(sizes):
             area = height * width
-            table.append((position + area, position, height, width, row))
+            table.append((location + area, location, height, width, row))
             # Not "+=": under tracing these are tensors, which the table would see change.
-            position = position + area
+            location = location + area
             row = row + (area if level in levels else 0)
         with torch.inference_mode(False):  # for later steps too, which may be training's
             columns = torch.tensor(list(zip(*table)), device=device).unbind(0)
         return RowLayout(*columns, row)
 
-    def levels(self, positions: Tensor) -> Tensor:
-        """Level of each position in [0, R): int64 in [0, L)."""
-        return torch.bucketize(positions, self.ends, right=True)
+    def levels(self, locations: Tensor) -> Tensor:
+        """Level of each location in [0, R): int64 in [0, L)."""
+        return torch.bucketize(locations, self.ends, right=True)
 
-    def locate(self, positions: Tensor, images: Tensor) -> Places:
+    def locate(self, locations: Tensor, images: Tensor) -> Places:
         """
         Args:
-            positions: (M,) int64 in [0, R), on levels that have rows.
+            locations: (M,) int64 in [0, R), on levels that have rows.
             images: (M,) int64 in [0, N).
         """
-        levels = self.levels(positions)
-        inside = positions - self.starts[levels]
+        levels = self.levels(locations)
+        inside = locations - self.starts[levels]
         width = self.widths[levels]
         return Places(
             first_row=images * self.rows_per_image + self.first_rows[levels],
@@ -118,37 +117,36 @@ def conv_at(
     rows: Tensor, places: Places, offset: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """
-    Convolution of stride 1 and "same" padding at M positions.
+    Convolution of stride 1 and "same" padding at M locations.
 
-    Sampled in float32 at least; the product with the weight follows autocast. Where positions are
+    Sampled in float32 at least; the product with the weight follows autocast. Where locations are
     many they go through in parts, and training computes a part's samples again in the backward
-    pass instead of keeping them, so that memory does not grow with the number of positions.
+    pass instead of keeping them, so that memory does not grow with the number of locations.
 
     Args:
         rows: see pyramid_rows; of C channels.
-        offset: (M, 2 * k * k) in pixels of the position's map, (dy, dx) for each kernel point;
+        offset: (M, 2 * k * k) in pixels of the location's map, (dy, dx) for each kernel point;
             None: no offsets.
         weight: (O, C, k, k); bias: (O,).
 
     Returns:
-        (M, O), in rows' dtype. Points outside the map read as zero.
+        (M, O). Points outside the map read as zero.
     """
-    dtype = rows.dtype
     with torch.autocast(rows.device.type, enabled=False):
         rows = at_least_float32(rows)
     size = max(MAX_SAMPLED_VALUES // (weight[0].numel()), 1)
     if len(places) <= size:
-        return _conv_part(rows, places, offset, weight, bias).to(dtype)
+        return _conv_part(rows, places, offset, weight, bias)
     parts = places.split(size)
     offsets = [None] * len(parts) if offset is None else offset.split(size)
     if not torch.is_grad_enabled():
-        found = [_conv_part(rows, *part, weight, bias) for part in zip(parts, offsets)]
+        outs = [_conv_part(rows, *part, weight, bias) for part in zip(parts, offsets)]
     else:
-        found = [
+        outs = [
             checkpoint(_conv_part, rows, *part, weight, bias, use_reentrant=False)
             for part in zip(parts, offsets)
         ]
-    return torch.cat(found).to(dtype)
+    return torch.cat(outs)
 
 
 def _conv_part(
@@ -159,12 +157,12 @@ def _conv_part(
         points = kernel_points(places, k, offset).to(rows.dtype)
         sampled = sample_rows(rows, places, points)
     # The points' order is that of a channels-last weight, which is a view where it lies so.
-    return linear(sampled.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return F.linear(sampled.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
 
 def sample_rows(rows: Tensor, places: Places, points: Tensor) -> Tensor:
     """
-    Bilinear samples of each position's own map; zero outside of it.
+    Bilinear samples of each location's own map; zero outside of it.
 
     Args:
         points: (M, P, 2), (y, x) in pixels of the map, pixel centres at whole numbers.

@@ -1,5 +1,8 @@
 """The MimicDet meta-architecture: orchestration only. Shape shorthand: see structures.py."""
 
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,16 +20,20 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ...config import check_config
-from ..heads.labels import label_proposals
+from ...utils.errors import UserError
+from ..heads.labels import HeadSettings, label_proposals
 from ..heads.student_head import StudentHead
 from ..heads.teacher_head import MimicTeacherHeads, build_matcher
+from ..layers import PyramidReader
 from ..postprocess import rescale_detections
 from ..proposal_generator.picture import draw_proposals
 from ..proposal_generator.refinement import RefinementModule
-from ..structures import BoxQuery, TrainingTensors
+from ..structures import BoxQuery, ModelOutputs, TrainingTensors
 from ..targets import sample_labels
 
 EVAL_HEADS = ("student", "teacher")
+
+logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
@@ -57,16 +64,19 @@ class MimicDet(nn.Module):
         input_format: str = "BGR",
         vis_period: int = 0,
         eval_head: str = "student",
+        mimics: bool = False,
     ):
         """
         Args:
             student_head: None makes a two-stage detector (Table 5's separate teacher).
             roi_heads: the T-head; None: Table 1's first row, or a teacher that lives elsewhere.
             proposal_matcher, num_classes, batch_size_per_image, positive_fraction: labels of the
-                proposals, and the draw of those that train the T-head and the mimic loss.
+                proposals, and the sampling of those that train the T-head and the mimic loss.
             pixel_mean, pixel_std, input_format: as in Detectron2's meta-architectures.
             vis_period: iterations between two pictures of proposals; 0: none.
             eval_head: "student" or "teacher".
+            mimics: the config asks for the mimic loss, which a Distiller adds: training without
+                one warns once.
         """
         super().__init__()
         self.backbone = backbone
@@ -79,6 +89,7 @@ class MimicDet(nn.Module):
         self.positive_fraction = positive_fraction
         self.input_format = input_format
         self.vis_period = vis_period
+        self.mimics = mimics
         # Mixed precision of inference; optimize_for_inference sets it.
         self.autocast_dtype: torch.dtype | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -105,6 +116,7 @@ class MimicDet(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
             "eval_head": keys.EVAL_HEAD,
+            "mimics": keys.MIMIC.ENABLED,
         }
 
     @property
@@ -114,13 +126,14 @@ class MimicDet(nn.Module):
     def set_eval_head(self, eval_head: str) -> None:
         """Choose the head that evaluation runs; ValueError where the model lacks it."""
         if eval_head not in EVAL_HEADS:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.MIMICDET.EVAL_HEAD must be one of {EVAL_HEADS}, got {eval_head!r}"
             )
         if (self.student_head if eval_head == "student" else self.roi_heads) is None:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.MIMICDET.EVAL_HEAD is {eval_head!r}, but the model has no such head: "
-                f"MODEL.MIMICDET.{eval_head.upper()}.ENABLED is False"
+                f"MODEL.MIMICDET.{eval_head.upper()}.ENABLED is False, or the model is a copy "
+                "for inference, which holds one head"
             )
         self.eval_head = eval_head
         if hasattr(self.backbone, "eval_out_features"):
@@ -141,6 +154,12 @@ class MimicDet(nn.Module):
         """
         if not self.training:
             return self.inference(batched_inputs)
+        if self.mimics:  # a Distiller calls forward_training
+            self.mimics = False
+            logger.warning(
+                "MODEL.MIMICDET.MIMIC.ENABLED is True, but this training adds no mimic loss: "
+                "wrap the model by mimicdet.build_distiller, as MimicTrainer does"
+            )
         return self.forward_training(batched_inputs)[0]
 
     def forward_training(
@@ -160,19 +179,19 @@ class MimicDet(nn.Module):
         proposals = label_proposals(
             proposals, gt_instances, self.proposal_matcher, self.num_classes
         )
-        sampled = [self._sample(x) for x in proposals]
-        chosen = [x[index] for x, index in zip(proposals, sampled)]
+        indices = [self._sample(x) for x in proposals]
+        sampled = [x[index] for x, index in zip(proposals, indices)]
         student = teacher = None
         if self.student_head is not None:
             student_losses, student = self.student_head.forward_training(
-                maps, refined.delta_maps, proposals, sampled
+                maps, refined.delta_maps, proposals, indices
             )
             losses.update(student_losses)
         if self.roi_heads is not None:
-            teacher = self.roi_heads.predict_proposals(features, chosen)
-            losses.update(self.roi_heads.losses(teacher, chosen))
-        self._log(labels.positives_per_level, proposals, chosen)
-        query = BoxQuery([x.proposal_boxes.tensor for x in chosen], [x.levels for x in chosen])
+            teacher = self.roi_heads.predict_proposals(features, sampled)
+            losses.update(self.roi_heads.losses(teacher, sampled))
+        self._log(labels.positives_per_level, proposals, sampled)
+        query = BoxQuery([x.proposal_boxes.tensor for x in sampled], [x.levels for x in sampled])
         return losses, TrainingTensors(
             maps, refined, labels, gt_instances, images.image_sizes, student, teacher, query
         )
@@ -194,23 +213,55 @@ class MimicDet(nn.Module):
         if detected_instances is not None:
             raise ValueError("MimicDet detects boxes only; detected_instances must be None")
         images = self.preprocess_image(batched_inputs)
-        with torch.autocast(
-            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
-        ):
-            results = self._detect(images)
+        precision = nullcontext()  # the caller's autocast holds
+        if self.autocast_dtype is not None:
+            precision = torch.autocast(self.device.type, self.autocast_dtype)
+        with precision:
+            outputs = self.predict(self.backbone(images.tensor), images.image_sizes)
+        proposals = outputs.proposals
+        results = self.eval_settings.detect(
+            proposals.boxes, outputs.predictions, images.image_sizes, proposals.valid
+        )
         return _rescale(results, batched_inputs, images) if do_postprocess else results
 
-    def _detect(self, images: ImageList) -> list[Instances]:
-        features = self.backbone(images.tensor)
+    @torch.no_grad()
+    def predict(
+        self,
+        features: dict[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
+        graph_pyramid: type[PyramidReader] | None = None,
+    ) -> ModelOutputs:
+        """
+        From maps to predictions in evaluation: the one way that detection, pictures and exported
+        graphs go (4.2).
+
+        Args:
+            features: the backbone's maps by name.
+            image_sizes: see postprocess.clip_to_images.
+            graph_pyramid: reads the maps in a graph of fixed shapes, with the locations as one
+                (N, M) tensor; M is MODEL.RPN.POST_NMS_TOPK_TEST also where there are fewer.
+        """
         maps = [features[f] for f in self.proposal_generator.in_features]
         refined = self.proposal_generator.predict(maps)
-        proposals = self.proposal_generator.propose(refined, images.image_sizes)
-        if self.eval_head == "student":
-            positions = [x.positions for x in proposals]
-            predictions = self.student_head(maps, refined.delta_maps, positions)
-            return self.student_head.settings.detect(predictions, proposals)
-        predictions = self.roi_heads.predict_proposals(features, proposals)
-        return self.roi_heads.settings.detect(predictions, proposals)
+        in_graph = graph_pyramid is not None
+        proposals = self.proposal_generator.top_proposals(refined, image_sizes, in_graph)
+        if in_graph:
+            pyramid = graph_pyramid(maps, refined.delta_maps, proposals.locations)
+            predictions = self.student_head.read(pyramid)
+        else:
+            if self.eval_head == "student":
+                flat = self.student_head(maps, refined.delta_maps, proposals.locations.unbind())
+            else:
+                flat = self.roi_heads.predict(
+                    features, proposals.boxes.unbind(), proposals.levels.unbind()
+                )
+            predictions = flat.by_image(len(proposals.locations))
+        return ModelOutputs(maps, refined, proposals, predictions)
+
+    @property
+    def eval_settings(self) -> HeadSettings:
+        """Of the head that evaluation runs."""
+        return (self.student_head if self.eval_head == "student" else self.roi_heads).settings
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, pad and batch the images."""
@@ -243,17 +294,17 @@ class MimicDet(nn.Module):
             self.num_classes,
         )
 
-    def _log(self, positives: Tensor, proposals: list[Instances], chosen: list[Instances]) -> None:
+    def _log(self, positives: Tensor, proposals: list[Instances], sampled: list[Instances]) -> None:
         """Counts that tell whether training is healthy: a mean over the images of the batch."""
         if not has_event_storage():
             return
         storage = get_event_storage()
         for name, count in zip(self.proposal_generator.in_features, positives.tolist()):
             storage.put_scalar(f"refine/num_positives_{name}", count / len(proposals))
-        for name, boxes in (("student", proposals), ("teacher", chosen)):
+        for name, boxes in (("student", proposals), ("teacher", sampled)):
             classes = torch.cat([x.gt_classes for x in boxes])
-            found = ((classes >= 0) & (classes < self.num_classes)).sum()
-            storage.put_scalar(f"{name}/num_foreground", int(found) / len(boxes))
+            foreground = ((classes >= 0) & (classes < self.num_classes)).sum()
+            storage.put_scalar(f"{name}/num_foreground", int(foreground) / len(boxes))
 
     def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
         if not (self.vis_period and has_event_storage()):

@@ -1,4 +1,4 @@
-"""The refinement module: class-agnostic first stage on one anchor a position (3.2)."""
+"""The refinement module: class-agnostic first stage on one anchor a location (3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ...utils.errors import UserError
 from ..losses import box_l1_loss, objectness_loss
-from ..postprocess import clip_boxes, select_proposals
-from ..structures import AnchorLabels, RefinementPredictions
+from ..postprocess import apply_deltas, clip_to_images, rank_proposals, select_proposals
+from ..structures import AnchorLabels, Proposals, RefinementPredictions
 from ..targets import assign_anchors
 
 # Sizes of maps whose anchors are kept: about a megabyte each.
@@ -63,13 +64,13 @@ class RefinementModule(nn.Module):
         """
         super().__init__()
         if cls_normalizer not in ("positives", "anchors"):
-            raise ValueError(
+            raise UserError(
                 "MODEL.MIMICDET.REFINEMENT.CLS_NORMALIZER must be 'positives' or 'anchors', got "
                 f"{cls_normalizer!r}"
             )
         if list(anchor_generator.num_anchors) != [1] * len(strides):
-            raise ValueError(
-                "MODEL.ANCHOR_GENERATOR must give one anchor a position on each level of "
+            raise UserError(
+                "MODEL.ANCHOR_GENERATOR must give one anchor a location on each level of "
                 f"MODEL.RPN.IN_FEATURES {list(in_features)}, got {anchor_generator.num_anchors}"
             )
         self.in_features = list(in_features)
@@ -98,16 +99,16 @@ class RefinementModule(nn.Module):
         in_features = cfg.MODEL.RPN.IN_FEATURES
         missing = [f for f in in_features if f not in input_shape]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.RPN.IN_FEATURES names {missing}, the backbone gives {list(input_shape)}"
             )
         shapes = [input_shape[f] for f in in_features]
         strides = [shape.stride for shape in shapes]
         if any(b <= a for a, b in zip(strides, strides[1:])):
-            raise ValueError(f"MODEL.RPN.IN_FEATURES {in_features} must go from fine to coarse")
+            raise UserError(f"MODEL.RPN.IN_FEATURES {in_features} must go from fine to coarse")
         conv_dims = cfg.MODEL.RPN.CONV_DIMS
         if len(conv_dims) != 1:
-            raise ValueError(f"MODEL.RPN.CONV_DIMS must hold one number (3.2), got {conv_dims}")
+            raise UserError(f"MODEL.RPN.CONV_DIMS must hold one number (3.2), got {conv_dims}")
         keys = cfg.MODEL.MIMICDET.REFINEMENT
         in_channels = shapes[0].channels
         weight = cfg.MODEL.RPN.LOSS_WEIGHT
@@ -172,20 +173,22 @@ class RefinementModule(nn.Module):
 
     def _anchors(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Anchors (R, 4) and their levels (R,); those of the last few sizes of maps are kept."""
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return self._make_anchors(features)
         key = (features[0].device, *(tuple(x.shape[-2:]) for x in features))
-        found = None if torch.jit.is_tracing() else self._kept_anchors.get(key)
-        if found is not None:
-            return found
-        with torch.inference_mode(False):  # for later steps too, which may be training's
-            boxes = self.anchor_generator(features)
-            counts = torch.tensor([len(x) for x in boxes], device=features[0].device)
-            levels = torch.arange(len(boxes), device=features[0].device).repeat_interleave(counts)
-            found = Boxes.cat(boxes).tensor, levels
-        if not torch.jit.is_tracing():
+        if key not in self._kept_anchors:
             if len(self._kept_anchors) >= KEPT_SIZES:
                 self._kept_anchors.clear()
-            self._kept_anchors[key] = found
-        return found
+            with torch.inference_mode(False):  # for later steps too, which may be training's
+                self._kept_anchors[key] = self._make_anchors(features)
+        return self._kept_anchors[key]
+
+    def _make_anchors(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        boxes = [x.tensor for x in self.anchor_generator(features)]
+        levels = [
+            torch.full_like(x[:, 0], level, dtype=torch.int64) for level, x in enumerate(boxes)
+        ]
+        return torch.cat(boxes), torch.cat(levels)
 
     def losses(
         self,
@@ -238,40 +241,70 @@ class RefinementModule(nn.Module):
         return losses, AnchorLabels(labels, torch.stack(matched_idxs), per_level)
 
     @torch.no_grad()
+    def adjusted_boxes(
+        self,
+        predictions: RefinementPredictions,
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
+    ) -> Tensor:
+        """(N, R, 4) adjusted anchor boxes; image_sizes: see postprocess.clip_to_images."""
+        deltas = predictions.pred_anchor_deltas.float()
+        boxes = apply_deltas(self.box2box_transform, deltas, predictions.anchors)
+        return clip_to_images(boxes, image_sizes)
+
+    @torch.no_grad()
+    def top_proposals(
+        self,
+        predictions: RefinementPredictions,
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
+        fixed_size: bool = False,
+    ) -> Proposals:
+        """
+        What a head looks at in evaluation: each image's best boxes by objectness, no NMS (4.2).
+
+        Args:
+            image_sizes: see postprocess.clip_to_images; fixed_size: see rank_proposals.
+        """
+        boxes = self.adjusted_boxes(predictions, image_sizes)
+        logits = predictions.pred_objectness_logits.float()
+        locations, valid = rank_proposals(boxes, logits, self.post_nms_topk[False], fixed_size)
+        return Proposals(
+            boxes.gather(1, locations[..., None].expand(-1, -1, 4)),
+            logits.gather(1, locations),
+            locations,
+            predictions.anchor_levels[locations],
+            valid,
+        )
+
+    @torch.no_grad()
     def propose(
         self, predictions: RefinementPredictions, image_sizes: Sequence[tuple[int, int]]
     ) -> list[Instances]:
         """
-        The proposal set: adjusted anchor boxes with the position they come from (4.1, 4.2).
+        The proposal set of training (4.1), or in evaluation what top_proposals gives.
 
         Returns:
             N Instances of proposal_boxes (Ri, 4) clipped to the image, objectness_logits (Ri,),
-            positions (Ri,) in [0, R) and levels (Ri,) in [0, L); best objectness first.
+            locations (Ri,) in [0, R) and levels (Ri,) in [0, L); best objectness first.
         """
-        deltas = predictions.pred_anchor_deltas.float()
-        if self.training and not torch.isfinite(deltas).all():
+        if not self.training:
+            return self.top_proposals(predictions, image_sizes).to_instances(image_sizes)
+        if not torch.isfinite(predictions.pred_anchor_deltas).all():
             raise FloatingPointError(
                 "The refinement module predicts boxes that are not finite: training has diverged."
                 " Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
             )
-        anchors = predictions.anchors.expand(len(deltas), -1, -1).flatten(0, 1)
-        boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), anchors)
-        boxes = boxes.view_as(deltas)
-        boxes = torch.stack([clip_boxes(x, size) for x, size in zip(boxes, image_sizes)])
+        boxes = self.adjusted_boxes(predictions, image_sizes)
         logits = predictions.pred_objectness_logits.float()
-        chosen = select_proposals(
-            boxes,
-            logits,
-            self.post_nms_topk[self.training],
-            self.nms_thresh if self.training else 1.0,
-            self.pre_nms_topk,
+        selected = select_proposals(
+            boxes, logits, self.post_nms_topk[True], self.nms_thresh, self.pre_nms_topk
         )
-        proposals = []
-        for image, (size, positions) in enumerate(zip(image_sizes, chosen)):
-            instances = Instances(size)
-            instances.proposal_boxes = Boxes(boxes[image, positions])
-            instances.objectness_logits = logits[image, positions]
-            instances.positions = positions
-            instances.levels = predictions.anchor_levels[positions]
-            proposals.append(instances)
-        return proposals
+        return [
+            Instances(
+                size,
+                proposal_boxes=Boxes(boxes[image, locations]),
+                objectness_logits=logits[image, locations],
+                locations=locations,
+                levels=predictions.anchor_levels[locations],
+            )
+            for image, (size, locations) in enumerate(zip(image_sizes, selected))
+        ]

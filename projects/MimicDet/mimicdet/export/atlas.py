@@ -1,24 +1,25 @@
 """
-The S-head's alignment layer at chosen positions, as one graph of fixed shape.
+The S-head's alignment layers at the requested locations, as one graph of fixed shape.
 
-The eager head sorts positions by kernel, with sizes that depend on the data, and sums rows by
+The eager head sorts locations by layer, with sizes that depend on the data, and sums rows by
 embedding_bag, which ONNX lacks. A graph runs everywhere when its shapes do not depend on data:
-here the levels that share a kernel are laid out in one picture, the *atlas*, and a single bilinear
-sampling reads from all of them. Shape shorthand: see structures.py; M: positions of each image.
+here the levels that share a layer are laid out in one picture, the *atlas*, and a single bilinear
+sampling reads from all of them. Shape shorthand: see modeling/structures.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modeling.layers.alignment import ConvAlignment, DeformAlignment, GuidedAlignment
+from ..modeling.layers import AlignmentLayer, PyramidReader, levels_by_layer
 
 
 @dataclass(frozen=True)
 class MapPlaces:
-    """Where positions lie in the map of their level."""
+    """Where locations lie in the map of their level."""
 
     levels: Tensor  # (..., M) int64 in [0, L)
     y: Tensor  # (..., M) row in the level's map, float32
@@ -26,13 +27,13 @@ class MapPlaces:
     height: Tensor  # (..., M) of the level's map
     width: Tensor  # (..., M)
 
-    def at(self, positions: Tensor) -> "MapPlaces":
-        """Those of (N, M) positions, out of the (R,) of all."""
-        return MapPlaces(*(table[positions] for table in vars(self).values()))
+    def at(self, locations: Tensor) -> "MapPlaces":
+        """Those of (N, M) locations, out of the (R,) of all."""
+        return MapPlaces(*(table[locations] for table in vars(self).values()))
 
 
 def all_places(features: list[Tensor]) -> MapPlaces:
-    """The places of all R positions, in the order of `features`: L x (N, C, Hl, Wl)."""
+    """The places of all R locations, in the order of `features`: L x (N, C, Hl, Wl)."""
     rows = []
     for level, x in enumerate(features):
         height, width = x.shape[-2:]
@@ -52,7 +53,7 @@ class Atlas:
     does so here, also half-way between border and map, so the numbers are the same.
     """
 
-    def __init__(self, features: list[Tensor], levels: list[int]):
+    def __init__(self, features: list[Tensor], levels: Sequence[int]):
         """
         Args:
             features: L x (N, C, Hl, Wl), fine to coarse; levels: which of them to lay out.
@@ -68,10 +69,10 @@ class Atlas:
 
     def conv_at(self, places: MapPlaces, offset: Tensor | None, weight: Tensor, bias: Tensor):
         """
-        Convolution of stride 1 and "same" padding at each place; see sparse_conv.conv_at.
+        Convolution of stride 1 and "same" padding at each place, as layers.sparse_conv does.
 
         Args:
-            places: of (N, M) positions; what comes out at a level that is not here has no meaning.
+            places: of (N, M) locations; what comes out at a level that is not here has no meaning.
             offset: (N, M, 2 * k * k) in pixels of the map, (dy, dx); None: no offsets.
             weight: (O, C, k, k); bias: (O,).
 
@@ -94,23 +95,43 @@ class Atlas:
         return F.linear(sampled.transpose(1, 2).flatten(2), weight.flatten(1), bias)
 
     def _tops_of(self, levels: Tensor) -> Tensor:
-        """Row of the atlas where the map of each position's level begins."""
+        """Row of the atlas where the map of each location's level begins."""
         tops = torch.zeros_like(levels)
         for level, top in self.tops.items():
             tops = torch.where(levels == level, torch.full_like(levels, top), tops)
         return tops.float()
 
 
-def align_at(layer: ConvAlignment, atlas: Atlas, places: MapPlaces, deltas: Tensor) -> Tensor:
-    """
-    An alignment layer at each place: (N, M, O), before the activation.
+class AtlasReader:
+    """A LevelReader of all (N, M) locations; what it reads elsewhere than on its levels is void."""
 
-    Args:
-        deltas: (N, M, 4), the refinement module's deltas at the places.
-    """
-    offset = None
-    if isinstance(layer, GuidedAlignment):
-        offset = layer.offset(deltas.transpose(1, 2)[..., None]).squeeze(3).transpose(1, 2)
-    elif isinstance(layer, DeformAlignment):
-        offset = atlas.conv_at(places, None, layer.offset.weight, layer.offset.bias)
-    return atlas.conv_at(places, offset, layer.conv.weight, layer.conv.bias)
+    def __init__(self, atlas: Atlas, places: MapPlaces, guidance: Tensor):
+        """guidance: (N, M, 4)."""
+        self.guidance = guidance
+        self._atlas, self._places = atlas, places
+
+    def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
+        return self._atlas.conv_at(self._places, offsets, conv.weight, conv.bias)
+
+
+class AtlasPyramid(PyramidReader):
+    """Reads (N, M) locations in float32; what it gives is (N, M, O)."""
+
+    def __init__(self, features: list[Tensor], delta_maps: list[Tensor], locations: Tensor):
+        """locations: (N, M) int64 in [0, R)."""
+        self._features = [x.float() for x in features]
+        self._places = all_places(features).at(locations)
+        deltas = torch.cat([x.flatten(2).transpose(1, 2) for x in delta_maps], dim=1)
+        self._guidance = deltas.float().gather(1, locations[..., None].expand(-1, -1, 4))
+
+    def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
+        aligned = None
+        for layer, levels in levels_by_layer(layers):
+            atlas = Atlas(self._features, levels)
+            out = layer(AtlasReader(atlas, self._places, self._guidance))
+            if aligned is None:
+                aligned = out
+                continue
+            here = torch.stack([self._places.levels == i for i in levels]).any(dim=0)
+            aligned = torch.where(here[..., None], out, aligned)
+        return aligned

@@ -1,0 +1,152 @@
+"""Ways to run alignment layers over a pyramid: on whole maps, or at the requested locations."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..structures import image_indices
+from .alignment import AlignmentLayer
+from .deform_conv import deform_conv2d
+from .sparse_conv import Places, RowLayout, conv_at, kernel_points, pyramid_rows
+
+
+class PyramidReader(ABC):
+    """The alignment layers' output at the requested locations of a pyramid."""
+
+    @abstractmethod
+    def __init__(
+        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+    ):
+        """
+        Args:
+            features: L x (N, C, Hl, Wl).
+            delta_maps: L x (N, 4, Hl, Wl), the refinement module's deltas.
+            locations: N x (Ri,) int64 in [0, R).
+        """
+
+    @abstractmethod
+    def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
+        """
+        Args:
+            layers: that of each level; levels may share one.
+
+        Returns:
+            (B, O), image after image, before the activation.
+        """
+
+
+class MapReader:
+    """A LevelReader of one level as it is; the shape (...) is (N, H, W)."""
+
+    def __init__(self, x: Tensor, delta_map: Tensor):
+        """x: (N, C, H, W); delta_map: (N, 4, H, W)."""
+        self._x, self._delta_map = x, delta_map
+
+    @property
+    def guidance(self) -> Tensor:
+        return self._delta_map.permute(0, 2, 3, 1)
+
+    def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
+        if offsets is not None:
+            offsets = offsets.permute(0, 3, 1, 2)
+            return deform_conv2d(self._x, offsets, conv.weight, conv.bias).permute(0, 2, 3, 1)
+        mixed = torch.is_autocast_enabled(self._x.device.type)
+        x = self._x if mixed else self._x.to(conv.weight.dtype)
+        padding = conv.weight.shape[-1] // 2
+        return F.conv2d(x, conv.weight, conv.bias, padding=padding).permute(0, 2, 3, 1)
+
+
+class RowReader:
+    """A LevelReader of M locations on all levels that share a layer; the shape (...) is (M,)."""
+
+    def __init__(self, rows: Tensor, delta_rows: Tensor, places: Places):
+        """rows, delta_rows: features and deltas, see sparse_conv.pyramid_rows."""
+        self._rows, self._delta_rows, self._places = rows, delta_rows, places
+
+    @property
+    def guidance(self) -> Tensor:
+        return self._delta_rows[self._places.row]
+
+    def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
+        return conv_at(self._rows, self._places, offsets, conv.weight, conv.bias)
+
+    def kernel_points(self, kernel_size: int, offsets: Tensor | None) -> Tensor:
+        """(M, k * k, 2): where `conv` reads, (dy, dx) from the location in pixels of its map."""
+        return kernel_points(self._places, kernel_size, offsets) - kernel_points(self._places, 1)
+
+
+class DensePyramid(PyramidReader):
+    """Computes whole maps, as the paper has it, and takes the requested locations from them."""
+
+    def __init__(
+        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+    ):
+        self._features, self._delta_maps, self._locations = features, delta_maps, locations
+
+    def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
+        levels = zip(layers, self._features, self._delta_maps)
+        maps = [layer(MapReader(x, deltas)).flatten(1, 2) for layer, x, deltas in levels]
+        rows = torch.cat(maps, dim=1)
+        return torch.cat([rows[i, requested] for i, requested in enumerate(self._locations)])
+
+
+class SparsePyramid(PyramidReader):
+    """Computes the requested locations alone: the same numbers and much less work."""
+
+    def __init__(
+        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+    ):
+        self._features, self._delta_maps = features, delta_maps
+        self._sizes = tuple(tuple(x.shape[-2:]) for x in features)
+        self._locations = torch.cat(tuple(locations))
+        self._images = image_indices([len(x) for x in locations], features[0].device)
+
+    def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
+        outs, order = [], []
+        for layer, reader, chosen in self._parts(layers):
+            outs.append(layer(reader))
+            order.append(chosen)
+        return torch.cat(outs)[torch.cat(order).argsort()]
+
+    def points(self, layers: Sequence[AlignmentLayer]) -> list[Tensor]:
+        """
+        Where each location's layer reads: B x (k * k, 2), (dy, dx) from the location in pixels of
+        its map.
+        """
+        points: list[Tensor] = [torch.empty(0)] * len(self._locations)
+        for layer, reader, chosen in self._parts(layers):
+            moved = reader.kernel_points(layer.conv.kernel_size[0], layer.offsets(reader))
+            for index, own in zip(chosen.tolist(), moved):
+                points[index] = own
+        return points
+
+    def _parts(
+        self, layers: Sequence[AlignmentLayer]
+    ) -> Iterator[tuple[AlignmentLayer, "RowReader", Tensor]]:
+        """
+        Each layer, its reader, and which of the locations the reader is for. A layer that none
+        needs takes part as well: it has a gradient in every step.
+        """
+        for layer, levels in levels_by_layer(layers):
+            layout = RowLayout.of(self._sizes, levels, self._locations.device)
+            level_of = layout.levels(self._locations)
+            chosen = torch.nonzero(sum(level_of == i for i in levels)).squeeze(1)
+            rows, delta_rows = (
+                pyramid_rows([maps[i] for i in levels])
+                for maps in (self._features, self._delta_maps)
+            )
+            places = layout.locate(self._locations[chosen], self._images[chosen])
+            yield layer, RowReader(rows, delta_rows, places), chosen
+
+
+def levels_by_layer(
+    layers: Sequence[AlignmentLayer],
+) -> list[tuple[AlignmentLayer, tuple[int, ...]]]:
+    """Each layer once, with the levels that it serves."""
+    return [
+        (layer, tuple(i for i, own in enumerate(layers) if own is layer))
+        for layer in dict.fromkeys(layers)
+    ]
