@@ -3,7 +3,7 @@
 
 import sys
 
-from mimicdet.commands.report.main import main
+from mimicdet.commands.report.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -428,7 +428,7 @@ def test_every_case_can_be_plotted():
 def test_bad_arguments_are_one_line_and_status_2(arguments, message, capsys):
     assert command_line.main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"benchmark: error: {message}") and error.count("\n") == 1
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
 def test_report_and_plot_from_a_file(tmp_path, capsys):

@@ -157,9 +157,7 @@ def test_a_config_that_cannot_be_is_one_message(opts, message, tmp_path):
 
 def test_errors_end_in_status_2_and_one_line(capsys):
     assert quickstart.main(["--config-file", "none/such.yaml"]) == 2
-    assert capsys.readouterr().err == (
-        "quickstart: error: config file 'none/such.yaml' does not exist\n"
-    )
+    assert capsys.readouterr().err == ("error: config file 'none/such.yaml' does not exist\n")
 
 
 class Terminal(io.StringIO):

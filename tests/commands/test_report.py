@@ -13,8 +13,8 @@ from detectron2.modeling import build_model
 
 from mimicdet.commands.report import write_report
 from mimicdet.commands.report.charts import line_chart
+from mimicdet.commands.report.cli import main
 from mimicdet.commands.report.images import best_and_worst, score_image
-from mimicdet.commands.report.main import main
 from mimicdet.commands.report.runs import RESULTS, read_log, read_run
 from mimicdet.engine import setup_cfg
 from mimicdet.evaluation.matching import ImageBoxes
@@ -196,7 +196,7 @@ def test_errors_of_the_command_line_are_one_line(finished, tmp_path, capsys):
     ):
         assert main([*arguments, "-o", str(tmp_path / "page.html")]) == 2
         error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1 and error.startswith("report: error: ")
+        assert message in error and error.count("\n") == 1 and error.startswith("error: ")
     assert main([str(finished), "-o", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
 

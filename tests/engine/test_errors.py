@@ -2,12 +2,18 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 import tiny_run
 import torch
 import torchvision
+from torch import multiprocessing
 
+from mimicdet.commands import demo, train
 from mimicdet.commands.train import main
+from mimicdet.modeling.heads.student_head import StudentHead
+from mimicdet.utils.errors import UserError
 
 
 @pytest.fixture
@@ -63,8 +69,17 @@ def error_of(data, tmp_path, capfd):
         (["MODEL.MIMICDET.EVAL_HEAD", "both"], ["MODEL.MIMICDET.EVAL_HEAD", "'both'"]),
         (["MODEL.RPN.IN_FEATURES", "['p3','p4']"], ["MODEL.RPN.IN_FEATURES", "ROI_HEADS"]),
         (["MODEL.BACKBONE.NAME", "build_nothing"], ["build_nothing"]),
-        (["MODEL.META_ARCHITECTURE", "MimicDte"], ["MimicDte"]),
-        (["SOLVER.LR_SCHEDULER_NAME", "Never"], ["Never"]),
+        (["MODEL.META_ARCHITECTURE", "MimicDte"], ["MimicDte", "did you mean MimicDet"]),
+        (["MODEL.ROI_HEADS.NAME", "NoHeads"], ["MODEL.ROI_HEADS.NAME", "NoHeads"]),
+        (["SOLVER.LR_SCHEDULER_NAME", "Never"], ["SOLVER.LR_SCHEDULER_NAME", "'Never'"]),
+        (["DATALOADER.SAMPLER_TRAIN", "Never"], ["DATALOADER.SAMPLER_TRAIN", "'Never'"]),
+        (["MODEL.MIMICDET.OPTIMIZER", "adam"], ["MODEL.MIMICDET.OPTIMIZER", "'adam'", "adamw"]),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "'all'"]),
+        (["SOLVER.IMS_PER_BATCH", "0"], ["SOLVER.IMS_PER_BATCH", "(0)"]),
+        (["MODEL.DEVICE", "cqu"], ["MODEL.DEVICE", "'cqu'"]),
+        (["MODEL.ROI_HEADS.IN_FEATURES", "['p3','p4','p5','p6','p9']"], ["IN_FEATURES", "'p9'"]),
+        (["MODEL.RESNETS.DEPTH", "19"], ["MODEL.RESNETS.DEPTH", "19"]),
+        (["MODEL.RESNETS.RES2_OUT_CHANNELS", "256"], ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]),
     ],
 )
 def test_configs_that_cannot_be(error_of, opts, named):
@@ -123,6 +138,65 @@ def test_a_missing_test_set_shows_before_training(error_of, monkeypatch, tmp_pat
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+def test_an_output_folder_that_cannot_be_made(data, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "output"
+    assert main(["--config-file", str(data.config), "OUTPUT_DIR", str(output)]) == 2
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert str(output) in line
+
+
+def broken(*_, **__):
+    raise KeyError("p2")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(data, tmp_path, monkeypatch):
+    """Of whatever kind: a KeyError is not taken for the user's."""
+    arguments = ["--config-file", str(data.config), "OUTPUT_DIR", str(tmp_path / "output")]
+    monkeypatch.setattr(StudentHead, "__init__", broken)
+    with pytest.raises(KeyError, match="p2"):
+        main(arguments)
+    with pytest.raises(KeyError, match="p2"):
+        main([*arguments, "--eval-only", "MODEL.WEIGHTS", "none.pth"])
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((8, 8, 3), np.uint8))
+    picture = ["--input", str(tmp_path / "image.png"), "--output", str(tmp_path / "drawn")]
+    with pytest.raises(KeyError, match="p2"):
+        demo.main([*arguments[:2], *picture, "--opts", "MODEL.WEIGHTS", "none.pth"])
+
+
+def test_a_fault_in_several_processes_keeps_its_traceback(data, monkeypatch, capfd):
+    """Also where a user's error came before it."""
+    name = f"{UserError.__module__}.UserError"
+    traceback = (
+        f"Traceback (most recent call last):\n{name}: no\n\nTraceback (...):\nKeyError: 'p2'"
+    )
+
+    def launch(*_, **__):
+        raise multiprocessing.ProcessRaisedException(traceback, 0, 1)
+
+    monkeypatch.setattr(train, "launch", launch)
+    with pytest.raises(multiprocessing.ProcessRaisedException, match="KeyError"):
+        main(["--config-file", str(data.config)])
+
+
+def test_more_processes_than_the_machine_can_run(data, monkeypatch, capfd):
+    """Refused before one is started: a process takes seconds to start, many take minutes."""
+    monkeypatch.setattr(train, "launch", broken)
+    monkeypatch.setattr(train.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ["--config-file", str(data.config), "--num-gpus"]
+    assert main([*arguments, "3"]) == 2
+    assert capfd.readouterr().err.startswith("error: --num-gpus is 3, but this machine has 2 CPUs")
+    with pytest.raises(KeyError):  # started
+        main([*arguments, "2"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main([*arguments, "2"]) == 2
+    assert capfd.readouterr().err == "error: --num-gpus is 2, but this machine has 1 GPUs\n"
+    with pytest.raises(KeyError):
+        main([*arguments, "1"])
 
 
 def test_files_that_are_no_checkpoint(error_of, tmp_path):

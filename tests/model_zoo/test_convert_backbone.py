@@ -94,7 +94,7 @@ def test_tool_converts_a_file_and_reports_errors(tmp_path):
     failed = subprocess.run(
         [*tool, str(tmp_path / "none.pth"), str(output)], capture_output=True, text=True
     )
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "none.pth" in failed.stderr and "Traceback" not in failed.stderr
 
 

@@ -30,7 +30,7 @@ def detect(model, *inputs, output, options=()):
 
 def error_line(capsys):
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("mimicdet: error: "), lines
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 

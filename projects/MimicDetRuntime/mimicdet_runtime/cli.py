@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, command
 from .version import __version__
 
 EXIT_SOME_FAILED = 1
@@ -57,12 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="port (8000; 0: any that is free)")
     serve.set_defaults(run=_serve)
-    for command in (detect, serve):
-        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-        command.add_argument("--threads", type=_positive, default=None, help="threads on the CPU")
+    for parts in (detect, serve):
+        parts.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        parts.add_argument("--threads", type=_positive, default=None, help="threads on the CPU")
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Run a command.
@@ -72,13 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         that cannot be used; 130 after Ctrl-C, with the results so far written.
     """
     args = build_parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except UserError as error:
-        print(f"mimicdet: error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"mimicdet: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+    return args.run(args)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, file_errors
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -119,10 +119,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         UserError: the file is missing or no image.
     """
-    try:
+    with file_errors():
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
     return decode_image(data, str(path))
 
 
@@ -131,11 +129,12 @@ def write_image(path: Path, image: np.ndarray) -> None:
     Write an image (H, W, 3) uint8 BGR in the format of the file's ending, making its folder.
 
     Raises:
-        OSError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     _, data = import_cv2().imencode(path.suffix, image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
+    with file_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
 
 
 def split_inputs(inputs: Sequence[str]) -> tuple[Path | None, Sequence[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .detections import Detections
-from .errors import UserError
+from .errors import UserError, file_errors
 
 RECORD = "detections.jsonl"
 RESULTS = "results.json"
@@ -30,13 +30,13 @@ class ResultWriter:
             resume: keep the record of an earlier run; its header has to be the same.
 
         Raises:
-            UserError: there is a record of another header.
-            OSError: the folder cannot be written to.
+            UserError: there is a record of another header, or the folder cannot be written to.
         """
         self._folder = folder
         self._images: list[dict[str, Any]] = []
         self._results: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        with file_errors():
+            folder.mkdir(parents=True, exist_ok=True)
         path = folder / RECORD
         lines = _complete_lines(path) if resume and path.is_file() else []
         if lines:
@@ -44,7 +44,8 @@ class ResultWriter:
         self._class_names: Sequence[str] = header["class_names"]
         # A new file in the old one's place: a stop right here loses nothing of an earlier run.
         _replace(path, "".join(_to_line(line) for line in lines or [header]))
-        self._record: TextIO = path.open("a", encoding="utf-8")
+        with file_errors():
+            self._record: TextIO = path.open("a", encoding="utf-8")
 
     @property
     def done(self) -> set[str]:
@@ -61,8 +62,9 @@ class ResultWriter:
         image_id = len(self._images) + 1
         image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
         results = detections.to_coco(image_id)
-        self._record.write(_to_line({"image": image, "results": results}))
-        self._record.flush()
+        with file_errors():
+            self._record.write(_to_line({"image": image, "results": results}))
+            self._record.flush()
         self._images.append(image)
         self._results += results
 
@@ -86,7 +88,8 @@ class ResultWriter:
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
     """The record's lines; a last one that was cut off in the middle is dropped."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    with file_errors():
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
@@ -104,5 +107,6 @@ def _dump(path: Path, content: Any) -> None:
 def _replace(path: Path, text: str) -> None:
     """Write a file so that a reader never sees half of it."""
     partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with file_errors():
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)

@@ -6,7 +6,7 @@ from types import TracebackType
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, file_errors
 from .images import import_cv2
 
 
@@ -64,7 +64,8 @@ class VideoWriter:
 
     def _open(self, width: int, height: int):
         cv2 = import_cv2()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with file_errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         codec = cv2.VideoWriter_fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(self._path), codec, self._frames_per_second, (width, height))
         if not writer.isOpened():

@@ -29,7 +29,7 @@ def run_demo(run_folder):
 
 def error_line(capsys):
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("demo: error: ")
+    assert lines[-1].startswith("error: ")
     return lines[-1]
 
 

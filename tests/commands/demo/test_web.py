@@ -42,4 +42,4 @@ def test_the_sampling_of_a_detection_lies_around_it(arguments):
 def test_bad_input_is_one_line_and_exit_2(arguments, capsys, change, message):
     assert web.main([*arguments, *change]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("web: error: ") and message in line
+    assert line.startswith("error: ") and message in line

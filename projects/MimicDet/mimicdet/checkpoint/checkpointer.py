@@ -1,7 +1,5 @@
 """Loading of checkpoints that says what does not fit."""
 
-import os
-
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
@@ -29,12 +27,12 @@ class MimicCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args, **kwargs):
         """
-        As Detectron2's. Raises FileNotFoundError for a missing file and ValueError for a file that
-        is no checkpoint or does not fit the model; each names the file.
+        As Detectron2's. Raises UserError that names a file that is missing, no checkpoint or does
+        not fit the model.
         """
         self._path = path
         if path:
-            self._check_readable(path)
+            fetch(path.split("?")[0])
         return super().load(path.removeprefix("file://"), *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True):
@@ -44,17 +42,6 @@ class MimicCheckpointer(DetectionCheckpointer):
             return super().resume_or_load(path, resume=resume)
         finally:
             self.strict = strict
-
-    def _check_readable(self, path: str) -> None:
-        plain = path.split("?")[0]
-        if "://" not in plain and not os.path.isfile(plain):
-            raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {path!r}")
-        try:
-            fetch(plain)
-        except ValueError:  # it is not what was published
-            raise
-        except Exception as error:  # a download fails in as many ways as there are protocols
-            raise UserError(f"MODEL.WEIGHTS: {path!r} cannot be had: {error}") from error
 
     def _load_file(self, filename: str):
         try:

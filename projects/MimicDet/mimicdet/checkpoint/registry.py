@@ -9,6 +9,7 @@ The published models: registry.json, and downloads that are checked against it.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ FILE_KINDS = ("checkpoint", "onnx")
 
 
 def read_registry() -> dict[str, dict[str, Any]]:
-    """All entries by config name; ValueError for a file that is broken."""
+    """All entries by config name; UserError for a file that is broken."""
     return check_registry(json.loads(REGISTRY_FILE.read_text(encoding="utf-8")))
 
 
 def check_registry(entries: Any) -> dict[str, dict[str, Any]]:
-    """The entries as they are; ValueError that names the entry and what it lacks."""
+    """The entries as they are; UserError that names the entry and what it lacks."""
     if not isinstance(entries, dict):
         raise UserError("the registry must be a JSON object of entries by config name")
     for name, entry in entries.items():
@@ -53,7 +54,7 @@ def verify_download(address: str, path: str | Path) -> None:
     Check a local copy of a published file; addresses that the registry does not know pass.
 
     Raises:
-        ValueError: the copy's SHA-256 is another.
+        UserError: the copy's SHA-256 is another.
     """
     published = {
         entry[kind]["url"]: entry[kind]["sha256"]
@@ -73,9 +74,18 @@ def verify_download(address: str, path: str | Path) -> None:
 
 
 def fetch(address: str) -> str:
-    """A local copy of a file, downloaded if need be, checked where it is a published one."""
-    # Detectron2's PathManager knows no file://.
-    path = address.removeprefix("file://")
-    path = PathManager.get_local_path(path)
+    """
+    A local copy of MODEL.WEIGHTS, downloaded if need be, checked where it is a published file.
+
+    Raises:
+        UserError: there is no such file, or it is not what was published.
+    """
+    if "://" not in address and not os.path.isfile(address):
+        raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {address!r}")
+    try:
+        # Detectron2's PathManager knows no file://.
+        path = PathManager.get_local_path(address.removeprefix("file://"))
+    except Exception as error:  # a download fails in as many ways as there are protocols
+        raise UserError(f"MODEL.WEIGHTS: {address!r} cannot be had: {error}") from error
     verify_download(address, path)
     return path

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from ..config import load_config
 from ..data import register_datasets
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_installed
 from .registry import fetch, file_sha256
 
 # The T-head; the optimizer's and the trainer's state lie outside the checkpoint's "model".
@@ -32,13 +32,15 @@ def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: s
         the number of tensors written.
 
     Raises:
-        FileNotFoundError: no such checkpoint or folder. ValueError: the checkpoint holds no
-            student, or values that are not finite; an output of another ending.
+        UserError: no such checkpoint or folder; the checkpoint holds no student, or values that
+            are not finite; an output of another ending.
     """
     if Path(output).suffix not in ENDINGS:
         raise UserError(f"--output: {output!r} must end in one of {ENDINGS}")
     if not Path(output).resolve().parent.is_dir():
         raise UserError(f"--output: there is no folder for {output!r}")
+    if output.endswith(".safetensors"):
+        check_installed(f"--output {output}", "safetensors")
     state = _state_dict(source)
     state = {k: v.contiguous() for k, v in state.items() if not k.startswith(DROPPED)}
     if not any(key.startswith("student_head.") for key in state):
@@ -93,8 +95,6 @@ def load_deployed_cfg(config_file: str, opts: list[str]) -> tuple[CfgNode, list[
     cfg = load_config(config_file, opts)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
-    if "://" not in cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
-        raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {cfg.MODEL.WEIGHTS!r}")
     cfg.MODEL.WEIGHTS = fetch(cfg.MODEL.WEIGHTS)
     try:
         metadata = read_student_metadata(cfg.MODEL.WEIGHTS)
@@ -118,4 +118,7 @@ def _state_dict(path: str) -> dict[str, torch.Tensor]:
 
         return load_file(path)
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return content["model"] if "model" in content else content
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no state_dict")
+    return state

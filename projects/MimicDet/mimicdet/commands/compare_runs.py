@@ -11,7 +11,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..engine import setup_cfg
-from ..utils.errors import UserError, error_text
+from ..utils.errors import UserError, command, make_folder
 from ..visualization.curves import read_metrics
 
 # Results of a config: seed -> metric -> value in percent.
@@ -45,8 +45,7 @@ def plan_runs(
     All runs, seed by seed, so that an interrupted comparison has a part of every config.
 
     Raises:
-        ValueError: two configs of one name, a seed twice, or what setup_cfg refuses.
-        OSError: a file that is missing.
+        UserError: two configs of one name, a seed twice, or what setup_cfg refuses.
     """
     names = [Path(file).stem for file in config_files]
     for what, values in (("config", names), ("seed", list(seeds))):
@@ -66,7 +65,7 @@ def plan_runs(
 
 
 def check_settings(run: PlannedRun) -> None:
-    """Raise ValueError where the folder holds a run with other settings."""
+    """Raise UserError where the folder holds a run with other settings."""
     path = run.folder / "config.yaml"
     if path.is_file() and path.read_text() != run.cfg.dump():
         raise UserError(
@@ -78,7 +77,7 @@ def final_results(run: PlannedRun) -> dict[str, float] | None:
     """Metric -> percent of the evaluation after the last iteration; None: not finished."""
     try:
         metrics = read_metrics(run.folder / "metrics.json")
-    except (FileNotFoundError, ValueError):  # not begun, or not one record yet
+    except UserError:  # not begun, or not one record yet
         return None
     # Detectron2 notes the final evaluation behind the last step, which is MAX_ITER - 1.
     found = {
@@ -181,25 +180,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tools/compare_runs.py; return its exit status: 1 where a run failed, 2 for bad input."""
-    args = build_parser().parse_args(arguments)
-    try:
-        if args.jobs < 1:
-            raise UserError("--jobs must be at least 1")
-        runs = plan_runs(args.config_files, args.seeds, args.output, args.opts)
-        for run in runs:
-            check_settings(run)
-        args.output.mkdir(parents=True, exist_ok=True)
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        print(f"compare_runs: error: {error_text(error)}", file=sys.stderr)
-        return 2
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/compare_runs.py; exit code 1: a run failed."""
+    args = build_parser().parse_args(argv)
+    if args.jobs < 1:
+        raise UserError("--jobs must be at least 1")
+    runs = plan_runs(args.config_files, args.seeds, args.output, args.opts)
+    for run in runs:
+        check_settings(run)
+    make_folder(args.output)
     path = args.output / "table.md"
     failed = False
     for run, problem in run_all(runs, args.jobs):
         failed |= bool(problem)
         if problem:
-            print(f"compare_runs: error: {problem}", file=sys.stderr)
+            print(f"error: {problem}", file=sys.stderr)
         else:
             print(f"{run.folder}: AP {final_results(run)['AP']:.1f}", flush=True)
         write_table(runs, path)

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import glob
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mimicdet_runtime.video import VideoReader, VideoWriter
 from ..engine import Predictor, setup_cfg
 from ..export.optimize import PRECISIONS
 from ..utils.allocator import keep_freed_memory
-from ..utils.errors import UserError, error_text
+from ..utils.errors import UserError, command
 
 _ESCAPE = 27
 _WINDOW = "MimicDet (Esc: stop)"
@@ -61,13 +60,10 @@ def load_predictor(config_file: str, opts: Sequence[str], **options: Any) -> Pre
     Raises:
         UserError: config, data sets, device or checkpoint cannot be used.
     """
-    try:
-        cfg = setup_cfg(config_file, list(opts))
-        if cfg.MODEL.DEVICE == "cpu":
-            keep_freed_memory()
-        return Predictor(cfg, **options)
-    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(error_text(error)) from error
+    cfg = setup_cfg(config_file, list(opts))
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
+    return Predictor(cfg, **options)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,28 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the demo.
-
-    Returns:
-        the exit code: 0; 1 if some images could not be read and the others are done; 2 for input
-        that cannot be used; 130 after Ctrl-C, with what was done written.
-    """
+    """Run demo/demo.py; exit code 1: some images could not be read, and the others are done."""
     args = build_parser().parse_args(argv)
-    try:
-        return _run(args)
-    except UserError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"demo: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\ndemo: stopped", file=sys.stderr)
-        return 130
-    return 2
-
-
-def _run(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else None
     # What can be wrong with files is told before the model is built.
     targets = image_targets(args.input, output) if args.input else []

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
@@ -10,7 +10,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint.student import load_deployed_cfg
 from ..export.formats import DEFAULT_OPSET, FORMATS
 from ..export.writer import PRECISIONS, ExportOptions, export_model
-from ..utils.errors import error_text
+from ..utils.errors import command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,23 +38,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for input that cannot be used or a file that is wrong."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/export_model.py."""
     args = build_parser().parse_args(argv)
     setup_logger(name="mimicdet")
-    try:
-        options = ExportOptions(
-            args.format, args.precision, args.include_resize, args.opset, args.sample_images
-        )
-        cfg, class_names = load_deployed_cfg(args.config_file, args.opts)
-        metadata = export_model(
-            cfg, class_names, args.output, options, config_name=Path(args.config_file).name
-        )
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        print(f"error: {error_text(error)}", file=sys.stderr)
-        return 2
-    except ImportError as error:
-        print(f"error: {error}; the extra 'export' of setup.py brings it", file=sys.stderr)
-        return 2
+    options = ExportOptions(
+        args.format, args.precision, args.include_resize, args.opset, args.sample_images
+    )
+    cfg, class_names = load_deployed_cfg(args.config_file, args.opts)
+    metadata = export_model(
+        cfg, class_names, args.output, options, config_name=Path(args.config_file).name
+    )
     print(json.dumps(metadata, indent=1))
     return 0

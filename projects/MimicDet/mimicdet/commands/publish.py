@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ..checkpoint.registry import check_registry, file_sha256
 from ..checkpoint.student import extract_student, load_deployed_cfg
 from ..export.writer import ExportOptions, export_model
 from ..model_zoo.model_zoo import list_configs
-from ..utils.errors import UserError, error_text
+from ..utils.errors import UserError, command, make_folder
+from ..visualization.curves import read_metrics
 
 
 def publish(
@@ -33,8 +34,8 @@ def publish(
         the entry, which is in `entry.json` as well: {name: {...}}, to be put into registry.json.
 
     Raises:
-        FileNotFoundError: the run has no config, checkpoint or metrics. ValueError: it has not
-            ended or was not evaluated, an unknown name, or a file that cannot be verified.
+        UserError: the run has no config, checkpoint or metrics, has not ended or was not evaluated;
+            an unknown name, or a file that cannot be verified.
     """
     run, base_url = Path(run), base_url.rstrip("/")
     if name not in list_configs():
@@ -48,7 +49,7 @@ def publish(
     metrics = final_metrics(run / "metrics.json", cfg.SOLVER.MAX_ITER)
     place = Path(name).with_suffix("")
     target = Path(folder) / place
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     extract_student(cfg, class_names, cfg.MODEL.WEIGHTS, str(target / "student.safetensors"))
     cfg.MODEL.WEIGHTS = str(target / "student.safetensors")
     export_model(cfg, class_names, target / "model.onnx", options, Path(name).name)
@@ -67,20 +68,21 @@ def final_metrics(path: Path, max_iter: int) -> dict[str, float]:
     The last evaluation's numbers, from Detectron2's metrics.json: "bbox/AP" and the like.
 
     Raises:
-        ValueError: the run stopped before max_iter, or was never evaluated.
+        UserError: the run stopped before max_iter, or was never evaluated.
     """
-    lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    last = max((x["iteration"] for x in lines), default=-1)
+    metrics = read_metrics(path)
+    last = max(int(iterations[-1]) for iterations, _ in metrics.values())
     if last < max_iter - 1:
         raise UserError(f"{path}: the run stopped at iteration {last + 1} of {max_iter}")
-    evaluated = [x for x in lines if any("bbox/" in key for key in x)]
-    if not evaluated:
+    found = {key: float(values[-1]) for key, (_, values) in metrics.items() if "bbox/" in key}
+    if not found:
         raise UserError(f"{path}: the run was not evaluated; DATASETS.TEST was empty")
-    return {key: value for key, value in evaluated[-1].items() if "bbox/" in key}
+    return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line of tools/publish.py; returns the exit code: 0, or 2 for an error."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/publish.py."""
     parser = argparse.ArgumentParser(description="Turn a finished run into a model-zoo entry.")
     parser.add_argument("run", help="the OUTPUT_DIR of the training")
     parser.add_argument("folder", help="where the files go")
@@ -89,11 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sample-images", default="", metavar="DIR", help="to verify the ONNX")
     args = parser.parse_args(argv)
     setup_logger(name="mimicdet")
-    try:
-        options = ExportOptions(sample_images=args.sample_images)
-        entry = publish(args.run, args.folder, args.name, args.base_url, options)
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        print(f"error: {error_text(error)}", file=sys.stderr)
-        return 2
+    options = ExportOptions(sample_images=args.sample_images)
+    entry = publish(args.run, args.folder, args.name, args.base_url, options)
     print(json.dumps({args.name: entry}, indent=1))
     return 0

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor, HookBase
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 
+from ..data import load_records
 from ..engine import MimicTrainer, setup_cfg
-from ..utils.errors import UserError, error_text
+from ..utils.errors import UserError, command, make_folder
 from ..visualization import detection_grid, plot_curves
 from .report import write_report
 
@@ -163,7 +163,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def start_log(output: Path) -> None:
     """Make the output folder and send every log line and warning to its log.txt."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     logging.captureWarnings(True)
     for name in _LOGGERS:
         setup_logger(str(output / "log.txt"), name=name, configure_stdout=False)
@@ -196,17 +196,11 @@ def make_data(args: argparse.Namespace, stream: TextIO) -> CfgNode:
         UserError: what the config says cannot be, or its data are missing or broken.
     """
     with _data_log_on(stream):
-        try:
-            cfg = setup_cfg(args.config_file, [*args.opts, "OUTPUT_DIR", args.output])
-        except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
-            raise UserError(f"config '{args.config_file}': {error_text(error)}") from error
+        cfg = setup_cfg(args.config_file, [*args.opts, "OUTPUT_DIR", args.output])
         if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
         for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
-            try:
-                records = DatasetCatalog.get(name)
-            except (AssertionError, KeyError, OSError, ValueError) as error:
-                raise UserError(f"data set '{name}': {error_text(error)}") from error
+            records = load_records(name)
             objects = sum(len(record.get("annotations", [])) for record in records)
             print(f"  {name}: {len(records)} images, {objects} objects", file=stream, flush=True)
     return cfg
@@ -234,12 +228,9 @@ def train(cfg: CfgNode, resume: bool, watch: Stopwatch, stream: TextIO) -> Mappi
     """
     start = time.perf_counter()
     last_step = _LastStep(lambda: print("3/4 evaluation", file=stream, flush=True))
-    try:
-        trainer = QuickstartTrainer(cfg, stream)
-        trainer.register_hooks([last_step])
-        trainer.resume_or_load(resume=resume)
-    except (AssertionError, OSError, ValueError) as error:
-        raise UserError(error_text(error)) from error
+    trainer = QuickstartTrainer(cfg, stream)
+    trainer.register_hooks([last_step])
+    trainer.resume_or_load(resume=resume)
     try:
         trainer.train()
     except FloatingPointError as error:
@@ -304,7 +295,7 @@ def draw(cfg: CfgNode, args: argparse.Namespace, output: Path) -> list[Path]:
     try:
         plot_curves(output / "metrics.json", curves, title="MimicDet: training")
         written.append(curves)
-    except (OSError, ValueError) as error:
+    except UserError as error:
         # Everything else that such a run made is worth having.
         _logger.warning("no curves: %s", error)
     written.append(write_report([output], output / "report.html"))
@@ -364,15 +355,8 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
     say(f"\nSeconds: {times}; {sum(watch.seconds.values()):.0f} in all")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tools/quickstart.py; return its exit status."""
-    args = build_parser().parse_args(arguments)
-    try:
-        run(args, sys.stdout)
-    except UserError as error:
-        print(f"quickstart: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nquickstart: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/quickstart.py."""
+    run(build_parser().parse_args(argv), sys.stdout)
     return 0

@@ -1,7 +1,7 @@
 """
 Run one of Detectron2's own tools, unchanged, on a MimicDet config:
 
-    python -m mimicdet.run_tool PATH/TO/detectron2/tools/analyze_model.py \
+    python -m mimicdet.commands.run_tool PATH/TO/detectron2/tools/analyze_model.py \
         --config-file configs/COCO-Detection/mimicdet_R_50_FPN_1x.yaml --tasks parameter
 
 Detectron2's tools start from `get_cfg()`, whose config knows no MODEL.MIMICDET and would refuse
@@ -23,9 +23,9 @@ from detectron2.config import CfgNode
 
 from ..config import add_mimicdet_config, check_config
 from ..data import register_datasets
-from ..utils.errors import UserError
+from ..utils.errors import UserError, command
 
-_USAGE = "usage: python -m mimicdet.run_tool TOOL.py [the tool's own arguments]"
+_USAGE = "usage: python -m mimicdet.commands.run_tool TOOL.py [the tool's own arguments]"
 
 
 @contextmanager
@@ -65,11 +65,8 @@ def _complete(cfg: CfgNode) -> None:
     is_root = "DATASETS" in cfg and "MODEL" in cfg and "MIMICDET" in cfg.MODEL
     if not is_root or cfg.is_frozen():
         return
-    try:
-        register_datasets(cfg)
-        check_config(cfg)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"mimicdet.run_tool: error: {error}") from error
+    register_datasets(cfg)
+    check_config(cfg)
 
 
 def _check_command_line(tool: str, arguments: Sequence[str]) -> None:
@@ -84,7 +81,7 @@ def _check_command_line(tool: str, arguments: Sequence[str]) -> None:
             value = arguments[index + 1]
         if value not in ("0", "1"):
             raise UserError(
-                f"{name} {value}: mimicdet.run_tool runs a tool in one process; "
+                f"{name} {value}: run_tool runs a tool in one process; "
                 "train_net.py trains on several GPUs"
             )
 
@@ -98,8 +95,7 @@ def run_tool(tool: str, arguments: Sequence[str]) -> None:
         arguments: its own command line.
 
     Raises:
-        FileNotFoundError: there is no such script.
-        ValueError: the command line asks for several processes.
+        UserError: there is no such script, or the command line asks for several processes.
     """
     _check_command_line(tool, arguments)
     argv, path = sys.argv, list(sys.path)
@@ -114,18 +110,13 @@ def run_tool(tool: str, arguments: Sequence[str]) -> None:
         sys.argv, sys.path[:] = argv, path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool that the command line names; return the exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool that the command line names."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip() + "\n\n" + _USAGE)
         return 0 if arguments else 2
-    try:
-        _check_command_line(arguments[0], arguments[1:])
-    except (FileNotFoundError, ValueError) as error:
-        print(f"mimicdet.run_tool: error: {error}", file=sys.stderr)
-        return 2
-    # What the tool itself raises keeps its traceback.
     run_tool(arguments[0], arguments[1:])
     return 0
 

@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -14,11 +13,12 @@ from detectron2.utils.logger import setup_logger
 from torch import multiprocessing, nn
 
 from ..checkpoint import MimicCheckpointer
+from ..data import load_records
 from ..engine.setup import setup_cfg
 from ..engine.trainer import MimicTrainer
 from ..export.optimize import PRECISIONS, optimize_for_inference
 from ..utils.allocator import keep_freed_memory
-from ..utils.errors import UserError, error_text
+from ..utils.errors import UserError, command, file_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,38 +51,29 @@ One's own data, without writing Python (classes are taken from the data):
 def run(args: argparse.Namespace) -> OrderedDict | None:
     """One process's work: evaluate (--eval-only) or train. Returns the results."""
     setup_logger(distributed_rank=comm.get_rank(), name="mimicdet")
-    try:
-        cfg = setup_cfg(args.config_file, args.opts)
+    cfg = setup_cfg(args.config_file, args.opts)
+    with file_errors():  # an OUTPUT_DIR that cannot be made
         default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
-        if cfg.MODEL.DEVICE == "cpu":
-            keep_freed_memory()
-        if args.optimize and not args.eval_only:
-            raise UserError("--optimize goes with --eval-only: an optimized model cannot train")
-        if args.compile and not args.optimize:
-            raise UserError("--compile goes with --optimize")
-        check_test_sets(cfg)
-        if args.eval_only:
-            model = load_for_evaluation(cfg, resume=args.resume)
-            if args.optimize:
-                model = optimize_for_inference(
-                    model, precision=args.optimize, compile_backbone=args.compile
-                )
-        elif not cfg.DATASETS.TRAIN:
-            raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
-        else:
-            trainer = MimicTrainer(cfg)
-            trainer.resume_or_load(resume=args.resume)
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        # Detectron2 asserts what a user can get wrong: no image left to train on, for one.
-        raise UserError(error_text(error)) from error
-    return evaluate(cfg, model) if args.eval_only else trainer.train()
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
+    check_test_sets(cfg)
+    if args.eval_only:
+        model = load_for_evaluation(cfg, resume=args.resume)
+        if args.optimize:
+            model = optimize_for_inference(
+                model, precision=args.optimize, compile_backbone=args.compile
+            )
+        return evaluate(cfg, model)
+    trainer = MimicTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
 
 
 def check_test_sets(cfg) -> None:
     """Load every set of DATASETS.TEST, so that what is missing shows before training."""
     for name in cfg.DATASETS.TEST:
-        DatasetCatalog.get(name)
+        load_records(name)
         MimicTrainer.build_evaluator(cfg, name)
 
 
@@ -108,45 +99,47 @@ def evaluate(cfg, model: nn.Module) -> OrderedDict:
     return results
 
 
-def main(argv: list[str] | None = None) -> int:
-    """
-    Parse, launch as many processes as asked for, and turn a user's error into one clear message.
-
-    Returns:
-        the exit code: 0, or 2 for input that cannot be used.
-    """
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run train_net.py in as many processes as requested; returns the exit code."""
     args = build_parser().parse_args(argv)
+    if args.optimize and not args.eval_only:
+        raise UserError("--optimize goes with --eval-only: an optimized model cannot train")
+    if args.compile and not args.optimize:
+        raise UserError("--compile goes with --optimize")
+    if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
+        _run_under_torchrun(args)
+        return 0
+    check_num_gpus(args.num_gpus)
     try:
-        _check_num_gpus(args.num_gpus)
-        if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
-            _run_under_torchrun(args)
-        else:
-            launch(
-                run,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
     except multiprocessing.ProcessRaisedException as error:
-        name = f"{UserError.__module__}.{UserError.__qualname__}: "
-        if name not in str(error):
+        # A process hands its traceback on as text, which ends with the error's class and message.
+        name = f"\n{UserError.__module__}.{UserError.__qualname__}: "
+        _, is_users, message = str(error).rpartition(name)
+        if not is_users or "\nTraceback " in message:
             raise
-        print(f"error: {str(error).split(name)[-1].strip()}", file=sys.stderr)
-        return 2
+        raise UserError(message.strip()) from None
     return 0
 
 
-def _check_num_gpus(num_gpus: int) -> None:
-    """On a CPU --num-gpus is a number of processes; on a GPU each of them needs its own."""
-    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise UserError(
-            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}"
-        )
+def check_num_gpus(num_gpus: int) -> None:
+    """
+    Raise UserError for more processes than the machine has GPUs or, without one, CPUs: that many
+    would need minutes to start before one of them says what is wrong.
+    """
+    has_gpu = torch.cuda.is_available()
+    available = torch.cuda.device_count() if has_gpu else os.cpu_count() or 1
+    if num_gpus > available:
+        what = "GPUs" if has_gpu else "CPUs, one for each process, and no GPU"
+        raise UserError(f"--num-gpus is {num_gpus}, but this machine has {available} {what}")
 
 
 def _run_under_torchrun(args: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_weights
 from ..config import load_config
-from ..data import MimicDatasetMapper, class_names
+from ..data import MimicDatasetMapper, class_names, load_records
 from ..distillation import (
     DISTILLATION_REGISTRY,
     DetectorAdapter,
@@ -32,7 +31,7 @@ from ..distillation import (
 from ..distillation.pairing import check_pair
 from ..distillation.teacher import load_teacher_config
 from ..engine import setup_cfg
-from ..utils.errors import UserError
+from ..utils.errors import UserError, command, make_folder
 from ..visualization.distillation import (
     ChannelVariance,
     channel_variance,
@@ -48,7 +47,6 @@ from ..visualization.distillation_drawing import (
     draw_variance,
 )
 from ..visualization.grid import pick_evenly
-from .visualize_common import print_paths
 
 # Each picture, and the method that needs of a pair what the picture needs.
 PICTURES = {
@@ -126,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ValueError for a command line that cannot work, before anything is read."""
+    """Raise UserError for a command line that cannot work, before anything is read."""
     for name in ("num_images", "num_objects"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -176,7 +174,7 @@ def choose_pictures(pair: Pair, wanted: Sequence[str] | None) -> list[str]:
     The pictures that the pair allows; why others are left out goes to stderr.
 
     Raises:
-        ValueError: one that was asked for is not possible.
+        UserError: one that was asked for is not possible.
     """
     defaults = load_config("")  # whatever the run's own methods are set to
     layouts = pair.student.layout, pair.teacher.adapter.layout
@@ -185,7 +183,7 @@ def choose_pictures(pair: Pair, wanted: Sequence[str] | None) -> list[str]:
         method = DISTILLATION_REGISTRY.get(PICTURES[picture])(defaults, *layouts)
         try:
             check_pair([method], pair.student, pair.teacher.adapter, pair.teacher.source)
-        except ValueError as error:
+        except UserError as error:
             if wanted:
                 raise
             print(f"visualize_distillation: no {picture}: {error}", file=sys.stderr)
@@ -197,7 +195,7 @@ def choose_pictures(pair: Pair, wanted: Sequence[str] | None) -> list[str]:
 def views(pair: Pair, num_images: int) -> Iterator[View]:
     """Images of DATASETS.TEST that have objects, resized as in evaluation."""
     cfg = pair.cfg
-    records = [x for x in DatasetCatalog.get(cfg.DATASETS.TEST[0]) if x.get("annotations")]
+    records = [x for x in load_records(cfg.DATASETS.TEST[0]) if x.get("annotations")]
     if not records:
         raise UserError(f"data set '{cfg.DATASETS.TEST[0]}' has no annotated image")
     short = cfg.INPUT.MIN_SIZE_TEST
@@ -269,7 +267,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     check_arguments(args)
     pair = load_pair(args.config_file, args.opts, args.input)
     pictures = choose_pictures(pair, args.pictures)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     content: dict[str, Any] = {"strides": list(pair.strides), "images": []}
     seen = list(views(pair, args.num_images))
     for number, view in enumerate(seen, 1):
@@ -292,6 +290,9 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     yield path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tools/visualize_distillation.py; return its exit status."""
-    return print_paths("visualize_distillation", run(build_parser().parse_args(arguments)))
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/visualize_distillation.py: print each path as its file is written."""
+    for path in run(build_parser().parse_args(argv)):
+        print(path)
+    return 0

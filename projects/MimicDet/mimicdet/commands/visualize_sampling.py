@@ -16,13 +16,12 @@ from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from PIL import Image
 
-from ..data import class_names
+from ..data import class_names, load_records
 from ..engine import load_weights, setup_cfg
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..utils.errors import UserError
+from ..utils.errors import UserError, command, file_errors, make_folder
 from ..visualization.grid import boxes_from_record, pick_evenly
 from ..visualization.sampling import SamplingRecord, draw_sampling, sampling_points
-from .visualize_common import print_paths
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -87,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ValueError for a command line that cannot work, before anything is read."""
+    """Raise UserError for a command line that cannot work, before anything is read."""
     for name in ("num_images", "num_objects", "width"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -103,10 +102,10 @@ def find_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
     The images that --input names; a data set must be registered.
 
     Raises:
-        FileNotFoundError: a file that is missing; ValueError: no image, or an empty data set.
+        UserError: a file that is missing or no image, or an empty data set.
     """
     if len(inputs) == 1 and inputs[0] in DatasetCatalog:
-        records = DatasetCatalog.get(inputs[0])
+        records = load_records(inputs[0])
         chosen = [records[index] for index in pick_evenly(len(records), num_images)]
         if not chosen:
             raise UserError(f"--input: data set '{inputs[0]}' has no images")
@@ -169,7 +168,8 @@ def compare(
         reference = image.gt_boxes[: args.num_objects]
     records: list[SamplingRecord] = []
     for contender in contenders:
-        pixels = read_image(image.file_name, contender.cfg.INPUT.FORMAT)
+        with file_errors():
+            pixels = read_image(image.file_name, contender.cfg.INPUT.FORMAT)
         record = sampling_points(
             contender.model,
             model_input(contender.cfg, pixels),
@@ -226,7 +226,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     contenders = _load(args)
     images = find_images(args.input, args.num_images)
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     content = []
     for number, image in enumerate(images, 1):
         records = compare(contenders, image, args)
@@ -242,6 +242,9 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     yield path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tools/visualize_sampling.py; return its exit status."""
-    return print_paths("visualize_sampling", run(build_parser().parse_args(arguments)))
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/visualize_sampling.py: print each path as its file is written."""
+    for path in run(build_parser().parse_args(argv)):
+        print(path)
+    return 0

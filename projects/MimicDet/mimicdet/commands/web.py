@@ -1,7 +1,6 @@
 """The runtime's web page on a checkpoint, where it can show what the model samples: demo/web.py."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import_cv2()
 from mimicdet_runtime import Detector  # noqa: E402
 from mimicdet_runtime.server import Models, serve  # noqa: E402
 
-from ..utils.errors import UserError  # noqa: E402
+from ..utils.errors import command  # noqa: E402
 from ..visualization.sampling import sampling_points  # noqa: E402
 from .demo import CheckpointDetector, load_predictor  # noqa: E402
 
@@ -54,14 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C; returns the exit code, 2 for input that cannot be used."""
+    """Run demo/web.py: serve until Ctrl-C."""
     args = build_parser().parse_args(argv)
-    try:
-        serve(make_models(args), args.host, args.port)
-    except UserError as error:
-        print(f"web: error: {error}", file=sys.stderr)
-        return 2
+    serve(make_models(args), args.host, args.port)
     return 0
 
 

@@ -33,7 +33,7 @@ def add_extensions(cfg: CfgNode) -> None:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Raise ValueError with every contradiction in the config, before anything is built."""
+    """Raise UserError with every contradiction in the config, before anything is built."""
     problems = [line for check in _CHECKS for line in check(cfg)]
     if problems:
         raise UserError("The config contradicts itself:\n  " + "\n  ".join(problems))

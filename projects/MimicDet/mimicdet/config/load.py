@@ -1,12 +1,13 @@
 """From a config file and overrides to a config."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ..utils.errors import UserError, error_text, file_errors
+from ..utils.errors import UserError
 from .defaults import add_mimicdet_config
 
 
@@ -21,19 +22,23 @@ def load_config(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
     if config_file:
         if "://" not in config_file and not os.path.isfile(config_file):
             raise UserError(f"there is no config file {config_file!r}")
-        try:
-            with file_errors():
-                cfg.merge_from_file(config_file)
-        except UserError:  # the file or a _BASE_ of it cannot be read
-            raise
-        except (AssertionError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{config_file}: {error_text(error)}") from error
+        with _merge_errors(config_file):
+            cfg.merge_from_file(config_file)
     opts = list(opts or [])
     if len(opts) % 2:
         raise UserError(f"overrides are pairs KEY VALUE; {opts[-1]!r} stands alone in {opts}")
     for key, value in zip(opts[::2], opts[1::2]):
-        try:
+        with _merge_errors(f"override {key} {value!r}"):
             cfg.merge_from_list([key, value])
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"override {key} {value!r}: {error_text(error)}") from error
     return cfg
+
+
+@contextmanager
+def _merge_errors(source: str) -> Iterator[None]:
+    """Around one merge: what yacs, Detectron2 and PyYAML raise for its content is the user's."""
+    try:
+        yield
+    except (AssertionError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        # str() of a KeyError would be its message in quotes.
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise UserError(f"{source}: {text}") from error

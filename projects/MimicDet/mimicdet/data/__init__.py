@@ -1,7 +1,7 @@
 """Data: the embedded data set, a user's own data by address, the training mapper."""
 
 from .cache import cache_root
-from .catalog import class_names, output_name, register_datasets, register_embedded
+from .catalog import class_names, load_records, output_name, register_datasets, register_embedded
 from .datasets.shapes import write_shapes
 from .mapper import MimicDatasetMapper
 
@@ -9,6 +9,7 @@ __all__ = [
     "MimicDatasetMapper",
     "cache_root",
     "class_names",
+    "load_records",
     "output_name",
     "register_datasets",
     "register_embedded",

@@ -12,12 +12,13 @@ import hashlib
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, file_errors
 from .cache import cache_root
 from .datasets.coco import register_coco
 from .datasets.kitti import register_kitti
@@ -71,8 +72,8 @@ def register_datasets(cfg: CfgNode) -> None:
     MODEL.RETINANET.NUM_CLASSES is set alike. A frozen config is frozen again.
 
     Raises:
-        FileNotFoundError: a file or folder that an address names is missing.
-        ValueError: unknown name, faulty address or records, classes that disagree.
+        UserError: unknown name, faulty address or records, a file or folder that is missing,
+            classes that disagree.
     """
     names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     for name in names:
@@ -145,6 +146,12 @@ def _unknown_name(cfg: CfgNode, name: str) -> str:
         f"{key}: {name!r} is neither a registered data set nor an address of your own data.{hint} "
         f"An address is {_HOW_TO}."
     )
+
+
+def load_records(name: str) -> list[dict[str, Any]]:
+    """The records of a registered data set; UserError where a file of it cannot be read."""
+    with file_errors():
+        return DatasetCatalog.get(name)
 
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, read_text
 
 _SHOWN_PER_KIND = 3
 
@@ -37,7 +37,7 @@ class Problems:
         return f"{self.source}: " + "; ".join(kinds)
 
     def raise_if_any(self) -> None:
-        """Raise ValueError with the summary."""
+        """Raise UserError with the summary."""
         if self._records:
             raise UserError(self.summary())
 
@@ -50,11 +50,11 @@ def read_image_list(path: Path, word: str) -> list[str]:
         word: what a line holds, "name" or "id", for the errors.
 
     Raises:
-        ValueError: lines of several words, an image listed twice, no image.
+        UserError: lines of several words, an image listed twice, no image.
     """
     problems = Problems(path)
     images: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         words = line.split()
         if len(words) > 1:
             problems.add(f"not one image {word} a line", f"line {number}: {line.strip()!r}")

@@ -157,7 +157,7 @@ class DistillationState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where a teacher has other weights than when the run began."""
+        """Raises UserError where a teacher has other weights than when the run began."""
         for teacher in self._distiller.teachers:
             before = state["teachers"].get(teacher.source, teacher.fingerprint)
             if before != teacher.fingerprint:
@@ -174,8 +174,7 @@ def build_distiller(cfg: CfgNode, student: nn.Module) -> Distiller:
     CPU means bfloat16; Detectron2's AMPTrainer is for CUDA alone.
 
     Raises:
-        FileNotFoundError: a teacher's file is missing.
-        ValueError: student, teacher and methods do not fit together.
+        UserError: a teacher's file is missing; student, teacher and methods do not fit together.
     """
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     dtype = torch.bfloat16 if cfg.SOLVER.AMP.ENABLED and on_cpu else None

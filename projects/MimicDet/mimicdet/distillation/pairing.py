@@ -30,7 +30,7 @@ def check_pair(
     source: str = "",
 ) -> None:
     """
-    Raise one ValueError with everything that keeps the methods from teaching this student by this
+    Raise one UserError with everything that keeps the methods from teaching this student by this
     teacher; source: where the teacher comes from.
     """
     problems: list[str] = []

@@ -141,7 +141,7 @@ def load_teacher_config(cfg: CfgNode, node: CfgNode, key: str) -> CfgNode:
         node: has CONFIG_FILE and WEIGHTS; key: its name in the config, for the errors.
 
     Raises:
-        FileNotFoundError: one of the two files is missing.
+        UserError: one of the two files is missing.
     """
     for part in ("CONFIG_FILE", "WEIGHTS"):
         path = node[part]
@@ -161,7 +161,7 @@ def build_teacher(
     cfg: CfgNode, teacher_cfg: CfgNode, *, config_file: str, weights: str, amp: bool = False
 ) -> FrozenTeacher:
     """
-    The teacher with its weights, for the student of cfg. Raises ValueError for a checkpoint that is
+    The teacher with its weights, for the student of cfg. Raises UserError for a checkpoint that is
     not the teacher's.
     """
     model = build_model(teacher_cfg)
@@ -174,8 +174,8 @@ def build_teacher(
 
 def build_separate_teacher(cfg: CfgNode) -> FrozenTeacher:
     """
-    The teacher of MODEL.MIMICDET.SEPARATE_TEACHER. Raises FileNotFoundError for a missing file and
-    ValueError where it does not fit the student: classes, feature width, branches, levels.
+    The teacher of MODEL.MIMICDET.SEPARATE_TEACHER. Raises UserError for a missing file, and
+    where it does not fit the student: classes, feature width, branches, levels.
     """
     node = cfg.MODEL.MIMICDET.SEPARATE_TEACHER
     teacher_cfg = load_teacher_config(cfg, node, "MODEL.MIMICDET.SEPARATE_TEACHER")
@@ -185,7 +185,7 @@ def build_separate_teacher(cfg: CfgNode) -> FrozenTeacher:
 
 
 def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
-    """Raise ValueError with every key of the two configs that keeps the heads apart."""
+    """Raise UserError with every key of the two configs that keeps the heads apart."""
     student, teacher = cfg.MODEL, teacher_cfg.MODEL
     pairs = {
         "MODEL.META_ARCHITECTURE": (student.META_ARCHITECTURE, teacher.META_ARCHITECTURE),

@@ -40,8 +40,8 @@ class Predictor:
             precision, compile_backbone: its options; they need optimize.
 
         Raises:
-            FileNotFoundError, ValueError: MODEL.WEIGHTS is missing or does not fit the config,
-                or the options do not go together.
+            UserError: MODEL.WEIGHTS is missing or does not fit the config.
+            ValueError: the options do not go together.
         """
         if not cfg.MODEL.WEIGHTS:
             raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")

@@ -23,6 +23,10 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
 
 def _check_device(cfg: CfgNode) -> None:
     device = cfg.MODEL.DEVICE
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE is {device!r}, which is no device of PyTorch") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"MODEL.DEVICE is {device!r}, but no CUDA device is available; for a CPU add the "

@@ -9,6 +9,7 @@ import torch
 from detectron2.data import (
     MetadataCatalog,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
 from detectron2.engine import (
     AMPTrainer,
@@ -22,7 +23,11 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     PascalVOCDetectionEvaluator,
 )
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import (
+    GradientClipType,
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
 from detectron2.utils import comm
 
 from ..checkpoint import MimicCheckpointer
@@ -30,11 +35,21 @@ from ..data import MimicDatasetMapper, output_name
 from ..distillation import DistillationState, build_distiller
 from ..evaluation.kitti import KittiEvaluator
 from ..modeling.layers import channels_last_pays
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice, file_errors
 from .hooks import BestCheckpointer
 from .tta import MimicDetWithTTA
 
 logger = logging.getLogger(__name__)
+
+# Names that Detectron2 knows, and compares inside its functions.
+LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+SAMPLERS = (
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
 
 
 class MimicTrainer(DefaultTrainer):
@@ -85,11 +100,12 @@ class MimicTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg, model):
         """Detectron2's SGD, or AdamW on the same parameter groups (MODEL.MIMICDET.OPTIMIZER)."""
-        name = cfg.MODEL.MIMICDET.OPTIMIZER
-        if name == "sgd":
+        check_choice("MODEL.MIMICDET.OPTIMIZER", cfg.MODEL.MIMICDET.OPTIMIZER, ("sgd", "adamw"))
+        clip_types = [x.value for x in GradientClipType]
+        clip_type = cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE
+        check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type, clip_types)
+        if cfg.MODEL.MIMICDET.OPTIMIZER == "sgd":
             return super().build_optimizer(cfg, model)
-        if name != "adamw":
-            raise UserError(f"MODEL.MIMICDET.OPTIMIZER must be 'sgd' or 'adamw', got {name!r}")
         groups = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -101,10 +117,32 @@ class MimicTrainer(DefaultTrainer):
         return optimizer_class(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        """Detectron2's."""
+        check_choice("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, LR_SCHEDULERS)
+        return super().build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
     def build_train_loader(cls, cfg):
         """Detectron2's loader; the mapper keeps the boxes of crowds."""
+        if not cfg.DATASETS.TRAIN:
+            raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
+        check_choice("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, SAMPLERS)
+        batch_size, num_processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+        if batch_size < 1 or batch_size % num_processes:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH: the batch size ({batch_size}) must be a multiple of the "
+                f"number of processes ({num_processes})"
+            )
+        try:
+            with file_errors():
+                records = get_detection_dataset_dicts(
+                    cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+                )
+        except AssertionError as error:  # no image is left to train on
+            raise UserError(f"DATASETS.TRAIN: {error}") from error
         mapper = MimicDatasetMapper(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -115,7 +153,8 @@ class MimicTrainer(DefaultTrainer):
             output_folder = os.path.join(output_folder, output_name(dataset_name))
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         if evaluator_type == "coco":
-            return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
+            with file_errors():  # it reads the annotations
+                return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
         if evaluator_type == "pascal_voc":
             return DatasetEvaluators([PascalVOCDetectionEvaluator(dataset_name)])
         if evaluator_type == "kitti":

@@ -106,7 +106,7 @@ def split_errors(images: Sequence[ImageBoxes], num_classes: int) -> ErrorSplit:
     Count the errors of each kind and what AP50 gains when it is put right.
 
     Raises:
-        ValueError: there is no object in any image, so that there is no AP.
+        UserError: there is no object in any image, so that there is no AP.
     """
     errors = [find_errors(image) for image in images]
     truth = np.concatenate([x.gt_classes[~x.gt_crowd] for x in images] or [np.zeros(0, int)])

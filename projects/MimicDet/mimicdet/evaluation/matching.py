@@ -138,7 +138,7 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, num_objects: int)
 
 
 def evaluate(coco: COCO, results: Sequence[dict[str, Any]]) -> Evaluation:
-    """COCO's metric by pycocotools; ValueError where the results belong to other images."""
+    """COCO's metric by pycocotools; UserError where the results belong to other images."""
     num_classes = len(coco.getCatIds())
     if not results:
         nothing = np.zeros((10, 101, num_classes))

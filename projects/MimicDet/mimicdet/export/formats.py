@@ -33,7 +33,7 @@ def write_onnx(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
     Write the ONNX file; metadata: see metadata.export_metadata, which says how to.
 
     Raises:
-        ValueError: an opset that cannot be written.
+        UserError: an opset that cannot be written.
     """
     import onnx
     import onnxscript
@@ -77,7 +77,7 @@ def write_torchscript(model: MimicDet, path: Path, metadata: dict[str, Any]) -> 
 
 
 def write_pt2(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
-    """Write torch.export's format. ValueError for a resize: sizes that depend on data."""
+    """Write torch.export's format. UserError for a resize: sizes that depend on data."""
     if metadata["includes_resize"]:
         raise UserError("--include-resize: the format pt2 cannot hold it; onnx and torchscript can")
     with _quiet():

@@ -68,7 +68,7 @@ def read_metadata(path: str | Path, file_format: str) -> dict[str, Any]:
     The metadata of a file that export_model wrote.
 
     Raises:
-        ValueError: the file holds none.
+        UserError: the file holds none.
     """
     path = Path(path)
     text: str | bytes | None = None

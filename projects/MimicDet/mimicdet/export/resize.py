@@ -69,7 +69,7 @@ rescale (float[N, D, 4] small_boxes, float[N, D] small_scores, int64[N, D] small
 
 
 def check_resize(min_size: int, max_size: int) -> None:
-    """ValueError where the config resizes nothing."""
+    """UserError where the config resizes nothing."""
     if min_size <= 0 or max_size <= 0:
         raise UserError(
             f"--include-resize: INPUT.MIN_SIZE_TEST is {min_size} and INPUT.MAX_SIZE_TEST "

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..data.datasets.shapes import make_scene
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..utils.errors import UserError
+from ..utils.errors import UserError, file_errors
 from .formats import Runner
 from .resize import resized_shape
 
@@ -32,7 +32,7 @@ def sample_images(folder: str, input_format: str, at_most: int = 16) -> list[np.
         folder: its pictures; empty: some are drawn, of different sizes, and one is blank.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no picture in it.
+        UserError: there is no such folder, or no picture in it.
     """
     if not folder:
         rng = np.random.default_rng(0)
@@ -42,7 +42,8 @@ def sample_images(folder: str, input_format: str, at_most: int = 16) -> list[np.
     paths = sorted(x for x in Path(folder).iterdir() if x.suffix.lower() in IMAGE_ENDINGS)
     if not paths:
         raise UserError(f"--sample-images: no picture in {folder!r}")
-    return [detection_utils.read_image(str(x), format=input_format) for x in paths[:at_most]]
+    with file_errors():
+        return [detection_utils.read_image(str(x), format=input_format) for x in paths[:at_most]]
 
 
 def resize_images(images: list[np.ndarray], min_size: int, max_size: int) -> list[np.ndarray]:

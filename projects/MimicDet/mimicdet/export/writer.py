@@ -18,7 +18,7 @@ from torch import nn
 from ..checkpoint import load_weights
 from ..checkpoint.registry import file_sha256
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..utils.errors import UserError
+from ..utils.errors import UserError, check_choice, check_installed
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
 from .metadata import export_metadata, read_metadata
 from .resize import check_resize
@@ -31,7 +31,7 @@ PRECISIONS = ("float32", "float16")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the caller chooses; ValueError for what is not known."""
+    """What the caller chooses; UserError for what is not known."""
 
     file_format: str = "onnx"  # a name of FORMATS
     precision: str = "float32"  # or "float16": see ExportableDetector
@@ -40,12 +40,8 @@ class ExportOptions:
     sample_images: str = ""  # folder of pictures to verify with; empty: drawn ones
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (
-            ("format", self.file_format, FORMATS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in allowed:
-                raise UserError(f"{key} {value!r} is not known; it must be one of {allowed}")
+        check_choice("--format", self.file_format, FORMATS)
+        check_choice("--precision", self.precision, PRECISIONS)
 
 
 def export_model(
@@ -78,6 +74,8 @@ def export_model(
         raise UserError(f"--output: there is no folder {str(output.parent)!r}")
     if options.file_format == "pt2" and output.suffix != ".pt2":
         raise UserError(f"--output: torch.export wants a name in .pt2, got {output.name!r}")
+    if options.file_format == "onnx":
+        check_installed("--format onnx", "onnx", "onnxscript", "onnxruntime")
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     if options.include_resize:
         check_resize(*sizes)
@@ -138,14 +136,14 @@ def load_student(cfg: CfgNode) -> MimicDet:
 
 
 def check_finite(model: nn.Module, path: str) -> None:
-    """ValueError that names the first parameter or buffer with a NaN or an infinity."""
+    """UserError that names the first parameter or buffer with a NaN or an infinity."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{path}: {name} holds values that are not finite")
 
 
 def check_content(path: Path, file_format: str, metadata: dict[str, Any]) -> None:
-    """ValueError where the file lacks its metadata, or holds a parameter of the T-head."""
+    """UserError where the file lacks its metadata, or holds a parameter of the T-head."""
     if read_metadata(path, file_format) != metadata:
         raise UserError(f"{path.name}: the metadata did not get into the file")
     found = [name for name in tensor_names(path, file_format) if "roi_heads" in name]

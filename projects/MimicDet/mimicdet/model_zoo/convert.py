@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torchvision
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, file_errors, make_folder
 
 # Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and the
 # networks of mimicdet.backbones, which keep torchvision's names.
@@ -59,7 +59,7 @@ _STAGED_DROPPED = re.compile(r"^classifier\.|\.num_batches_tracked$")
 
 
 def detectron2_key(key: str) -> str:
-    """Detectron2's name of a torchvision ResNet's parameter. Raises ValueError: it has none."""
+    """Detectron2's name of a torchvision ResNet's parameter. Raises UserError: it has none."""
     converted = key
     for pattern, replacement in _RENAMES:
         converted = re.sub(pattern, replacement, converted)
@@ -77,7 +77,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.n
     store conv weights as (out, in / groups, k, k).
 
     Raises:
-        ValueError: a key is none of such a network's, or a stage is missing.
+        UserError: a key is none of such a network's, or a stage is missing.
     """
     if "conv1.weight" not in state_dict and any(k.startswith("features.") for k in state_dict):
         return _convert_staged(state_dict)
@@ -114,7 +114,7 @@ def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") 
         weights: a member of the architecture's weight enum, e.g. "IMAGENET1K_V1".
 
     Raises:
-        ValueError: unknown architecture, or it has no such weights.
+        UserError: unknown architecture, or it has no such weights.
     """
     # Here, not above: every import of mimicdet.model_zoo would pay for torchvision's models.
     if architecture not in ARCHITECTURES:
@@ -124,7 +124,8 @@ def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") 
         raise UserError(
             f"{architecture} has no weights {weights!r}; known: {', '.join(enum.__members__)}"
         )
-    return dict(enum[weights].get_state_dict(progress=True, check_hash=True))
+    with file_errors():  # a download that fails
+        return dict(enum[weights].get_state_dict(progress=True, check_hash=True))
 
 
 def load_weights_file(path: str | Path) -> dict[str, Any]:
@@ -133,11 +134,11 @@ def load_weights_file(path: str | Path) -> dict[str, Any]:
     is unwrapped. Only tensors are read, no code is run.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it holds no state dict.
+        UserError: no such file, or it holds no state dict.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with file_errors():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{path} is no file of tensors that torch.save wrote: {error}") from error
     for wrapper in ("state_dict", "model"):
@@ -163,9 +164,8 @@ def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K
         Number of arrays written.
 
     Raises:
-        ValueError: unknown architecture or weights, another network's state dict, or `output` does
-            not end in .pkl (by which Detectron2 knows the format).
-        FileNotFoundError: `source` looks like a file and there is none.
+        UserError: unknown architecture or weights, a file that is missing, another network's state
+            dict, or `output` does not end in .pkl (by which Detectron2 knows the format).
     """
     output = Path(output)
     if output.suffix != ".pkl":
@@ -173,8 +173,8 @@ def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K
     is_file = source.endswith((".pth", ".pt")) or Path(source).is_file()
     state_dict = load_weights_file(source) if is_file else load_torchvision_weights(source, weights)
     model = convert_state_dict(state_dict)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "wb") as file:
+    make_folder(output.parent)
+    with file_errors(), open(output, "wb") as file:
         # matching_heuristics: Detectron2 finds the backbone inside whatever model it is part of.
         pickle.dump(
             {"model": model, "__author__": "torchvision", "matching_heuristics": True}, file

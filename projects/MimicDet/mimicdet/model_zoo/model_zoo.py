@@ -61,7 +61,7 @@ def get_config_file(name: str) -> str:
             ".yaml" may be left out, and the folder too where the file's name is unique.
 
     Raises:
-        ValueError: there is no such config, or several have this name.
+        UserError: there is no such config, or several have this name.
     """
     return str(_config_root() / _full_name(name))
 
@@ -71,7 +71,7 @@ def get_checkpoint_url(name: str) -> str:
     Address of the trained checkpoint of a config.
 
     Raises:
-        ValueError: there is no such config.
+        UserError: there is no such config.
         RuntimeError: no checkpoint of it is published.
     """
     full_name = _full_name(name)
@@ -95,7 +95,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
             weights (or none) that training starts from.
 
     Raises:
-        ValueError: there is no such config, or several have this name.
+        UserError: there is no such config, or several have this name.
         RuntimeError: `trained`, and no checkpoint of it is published.
     """
     cfg = get_cfg()
@@ -116,7 +116,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
         device: None: CUDA where there is one, else the CPU.
 
     Raises:
-        ValueError: no such config, or a copy of the checkpoint that is not the published one.
+        UserError: no such config, or a copy of the checkpoint that is not the published one.
         RuntimeError: `trained`, and no checkpoint of it is published.
     """
     cfg = get_config(name, trained)

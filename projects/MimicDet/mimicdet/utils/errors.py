@@ -1,33 +1,67 @@
 """Errors that a user can cause, and checks that raise them."""
 
 import json
+import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mimicdet_runtime.errors import UserError, command, file_errors
 
-__all__ = ["UserError", "check_choice", "command", "error_text", "file_errors", "read_json"]
+__all__ = [
+    "UserError",
+    "check_choice",
+    "check_choices",
+    "check_installed",
+    "command",
+    "file_errors",
+    "make_folder",
+    "read_json",
+    "read_text",
+]
 
 
 def check_choice(key: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise UserError where a setting is none of the allowed values."""
+    check_choices(key, [value], allowed)
+
+
+def check_choices(key: str, values: Iterable[Any], allowed: Iterable[Any]) -> None:
+    """Raise UserError where one of several values of a setting is none of the allowed ones."""
     allowed = list(allowed)
-    if value not in allowed:
-        raise UserError(f"{key} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+    for value in values:
+        if value not in allowed:
+            raise UserError(f"{key} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file; UserError where it is missing, cannot be read or is no text."""
+    try:
+        with file_errors():
+            return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text: {error}") from error
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; UserError where it is missing, cannot be read or is no JSON."""
-    with file_errors():
-        data = path.read_bytes()
     try:
-        return json.loads(data)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def error_text(error: Exception) -> str:
-    """An error's message; str() of a KeyError would be its message in quotes."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text or repr(error)
+def make_folder(path: str | Path) -> None:
+    """Make a folder to write to; UserError where that cannot be."""
+    with file_errors():
+        Path(path).mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path}: this folder cannot be written to")
+
+
+def check_installed(what: str, *packages: str) -> None:
+    """Raise UserError where an optional package is missing that `what` needs."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{what} needs {', '.join(missing)}: install the extra 'export'")

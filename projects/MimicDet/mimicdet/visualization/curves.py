@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..utils.drawing import draw_grid
-from ..utils.errors import UserError, file_errors
+from ..utils.errors import UserError, read_text
 
 # A scalar's name -> its iterations (rising) and values.
 Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -73,9 +73,7 @@ def read_metrics(
     """
     path = Path(metrics_json_path)
     values: dict[str, dict[int, float]] = {}
-    with file_errors():
-        lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

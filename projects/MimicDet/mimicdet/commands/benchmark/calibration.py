@@ -34,7 +34,7 @@ def calibrate(
             image gives such a number.
 
     Raises:
-        ValueError: no shift of the class logits gives that number within 10 %.
+        UserError: no shift of the class logits gives that number within 10 %.
     """
     randomise_norms(model, inputs)
     for output in detector.outputs:

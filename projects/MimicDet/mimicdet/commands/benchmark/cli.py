@@ -4,15 +4,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, check_choice, check_choices, check_installed, command
 from .conditions import Conditions
-from .detectors import BACKBONES, CASES, DEFAULT_CASES, check_names
+from .detectors import BACKBONES, CASES, DEFAULT_CASES
 from .plot import plot_latency
 from .report import format_report, write_report
 from .results import continue_results, new_results, read_results, write_results
@@ -95,15 +94,15 @@ def _positive(text: str) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments with the defaults of --quick or of the full comparison; ValueError for names."""
+    """Arguments with the defaults of --quick or of the full comparison; UserError for names."""
     args = build_parser().parse_args(arguments)
     for name, value in (_QUICK if args.quick else _FULL).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    check_names("backbone", args.backbones, list(BACKBONES))
-    check_names("detector", args.detectors, list(CASES))
-    check_names("mode", args.mode, MODES)
-    check_names("device", [args.device], ("cpu", "cuda"))
+    check_choices("--backbones", args.backbones, BACKBONES)
+    check_choices("--detectors", args.detectors, CASES)
+    check_choices("--mode", args.mode, MODES)
+    check_choice("--device", args.device, ("cpu", "cuda"))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no CUDA device; --device cpu measures here")
     if any(CASES[name].form == "onnx" for name in args.detectors):
@@ -114,11 +113,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def _check_onnx(device: str) -> None:
     if device != "cpu":
         raise UserError("--detectors mimicdet-onnx is measured on the CPU alone")
-    missing = [x for x in ("onnx", "onnxscript", "onnxruntime") if not find_spec(x)]
-    if missing:
-        raise UserError(
-            f"--detectors mimicdet-onnx needs {', '.join(missing)}: install the extra 'export'"
-        )
+    check_installed("--detectors mimicdet-onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 def _beside(path: str, suffix: str) -> str:
@@ -163,21 +158,15 @@ def measure(args: argparse.Namespace, command: str) -> None:
     print(format_report(results))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tools/benchmark.py; return its exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        args = parse_arguments(given)
-        if args.report:
-            print(format_report(read_results(args.report)))
-        if args.plot:
-            plot_latency(read_results(args.plot), _beside(args.plot, ".png"))
-        if not (args.report or args.plot):
-            measure(args, f"python tools/benchmark.py {shlex.join(given)}")
-    except (ValueError, OSError) as error:
-        print(f"benchmark: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nbenchmark: stopped; --resume goes on from the last group", file=sys.stderr)
-        return 130
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/benchmark.py."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parse_arguments(given)
+    if args.report:
+        print(format_report(read_results(args.report)))
+    if args.plot:
+        plot_latency(read_results(args.plot), _beside(args.plot, ".png"))
+    if not (args.report or args.plot):
+        measure(args, f"python tools/benchmark.py {shlex.join(given)}")
     return 0

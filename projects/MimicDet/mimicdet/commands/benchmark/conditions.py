@@ -17,7 +17,7 @@ class Conditions:
     keeps_freed_memory: bool = False  # see allocator.keep_freed_memory
 
     def apply(self) -> None:
-        """Change this process. Raises ValueError where freed memory cannot be kept."""
+        """Change this process. Raises UserError where freed memory cannot be kept."""
         torch.set_num_threads(self.threads)
         if self.keeps_freed_memory and not keep_freed_memory():
             raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ... import model_zoo
 from ...export.optimize import optimize_for_inference
-from ...utils.errors import UserError
+from ...utils.errors import check_choice
 from .onnx_model import OnnxModel
 
 BACKBONES = {"R-18": 18, "R-50": 50, "R-101": 101}
@@ -231,20 +231,13 @@ DEFAULT_CASES = [
 ]
 
 
-def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """ValueError that names the first unknown one and lists the known ones."""
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
-
-
 def build_detector(name: str, settings: ModelSettings) -> nn.Module:
     """
-    A model of DETECTORS in evaluation mode, with the same seed for each. Raises ValueError for an
+    A model of DETECTORS in evaluation mode, with the same seed for each. Raises UserError for an
     unknown detector or backbone.
     """
-    check_names("detector", [name], list(DETECTORS))
-    check_names("backbone", [settings.backbone], list(BACKBONES))
+    check_choice("detector", name, DETECTORS)
+    check_choice("backbone", settings.backbone, BACKBONES)
     # Detectron2's anchor generators call torch.meshgrid in a way that PyTorch warns of.
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     with torch.random.fork_rng():

@@ -47,7 +47,7 @@ def measure_memory(task: MemoryTask) -> Memory:
     Run a case in a fresh process and read its high-water mark.
 
     Raises:
-        ValueError: the process died (most likely for want of memory), or the system has no
+        UserError: the process died (most likely for want of memory), or the system has no
             /proc, where Linux keeps the mark.
     """
     if task.model.device == "cpu" and not Path("/proc/self/status").exists():

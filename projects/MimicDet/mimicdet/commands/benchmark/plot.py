@@ -38,7 +38,7 @@ def latency_curves(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, l
     (short side, Spread of milliseconds), from small to large images.
 
     Raises:
-        ValueError: there is no such measurement.
+        UserError: there is no such measurement.
     """
     panels: dict[tuple[str, int], dict[str, list]] = defaultdict(lambda: defaultdict(list))
     groups = sorted(results["groups"], key=lambda group: group["settings"]["short_side"])
@@ -93,7 +93,7 @@ def build_figure(results: dict[str, Any]) -> Figure:
 
 
 def plot_latency(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write the figure as PNG; ValueError where there is nothing to plot."""
+    """Write the figure as PNG; UserError where there is nothing to plot."""
     figure = build_figure(results)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

@@ -13,7 +13,7 @@ import detectron2
 import torch
 import torchvision
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, read_json
 from .conditions import Conditions
 
 # What must agree for measurements to stand in one file.
@@ -60,15 +60,10 @@ def new_results(conditions: Conditions, command: str) -> dict[str, Any]:
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """FileNotFoundError for a missing file, ValueError for one that holds no results."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {str(path)!r}")
-    try:
-        results = json.loads(path.read_text())
-        results["groups"], results["machine"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} holds no results of the benchmark") from error
+    """The content of a file of write_results; UserError for one that is missing or another's."""
+    results = read_json(Path(path))
+    if not isinstance(results, dict) or not {"groups", "machine"} <= results.keys():
+        raise UserError(f"{path} holds no results of the benchmark")
     return results
 
 
@@ -82,7 +77,7 @@ def write_results(results: dict[str, Any], path: str | os.PathLike[str]) -> None
 
 
 def continue_results(old: dict[str, Any], new: dict[str, Any], path: str) -> dict[str, Any]:
-    """The old measurements, to add new ones to; ValueError where the two cannot stand together."""
+    """The old measurements, to add new ones to; UserError where the two cannot stand together."""
     for key in _SAME:
         before = old.get(key, False)  # a file of before there was the key
         if before != new[key]:

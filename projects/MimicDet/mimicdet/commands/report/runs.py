@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
 from ...config import load_config
+from ...data import load_records
 from ...engine.setup import setup_cfg
 from ...evaluation.error_split import ErrorSplit, split_errors
 from ...evaluation.matching import Evaluation, ImageBoxes, check_results, evaluate, images_of
-from ...utils.errors import UserError, read_json
+from ...utils.errors import UserError, file_errors, read_json
 from ...visualization.curves import read_metrics
 
 HEADS = ("student", "teacher")
@@ -131,11 +132,11 @@ def read_truth(names: Sequence[str]) -> GroundTruth:
         raise UserError(
             f"DATASETS.TEST names {len(names)} data sets; detections are kept of runs with one"
         )
-    records = DatasetCatalog.get(names[0])  # writes the embedded data where they are missing
+    records = load_records(names[0])  # writes the embedded data where they are missing
     metadata = MetadataCatalog.get(names[0])
     if metadata.get("evaluator_type", "coco") != "coco" or not metadata.get("json_file"):
         raise UserError(f"data set '{names[0]}' is not evaluated with COCO's metric")
-    with contextlib.redirect_stdout(io.StringIO()):
+    with file_errors(), contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(metadata.json_file)
     categories = coco.loadCats(sorted(coco.getCatIds()))
     files = {record["image_id"]: record["file_name"] for record in records}

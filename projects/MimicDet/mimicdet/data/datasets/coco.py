@@ -40,8 +40,8 @@ def register_coco(name: str, json_file: str, image_root: str | None = None) -> N
         image_root: folder that the "file_name" entries start from; None: searched for.
 
     Raises:
-        FileNotFoundError: no annotation file, image folder or images.
-        ValueError: not a COCO detection file, or records of it are faulty; names them all.
+        UserError: no annotation file, image folder or images; not a COCO detection file, or records
+            of it are faulty; names them all.
     """
     path = Path(json_file).expanduser()
     content = read_coco(path)
@@ -85,7 +85,7 @@ def read_coco(path: Path) -> dict[str, Any]:
 
 
 def check_coco(path: Path, content: Mapping[str, Any]) -> None:
-    """Raise ValueError naming every faulty record; log a warning for harmless oddities."""
+    """Raise UserError naming every faulty record; log a warning for harmless oddities."""
     problems, warnings = Problems(path), Problems(path)
     for key in _LISTS:
         for i, record in enumerate(content[key]):

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, read_text
 from ..problems import Problems, read_image_list
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
             label files. `split_by_sequence` makes such lists.
 
     Raises:
-        FileNotFoundError: a folder, the split file, a label file or an image is missing.
-        ValueError: faulty lines; names them all.
+        UserError: a folder, the split file, a label file or an image is missing, or lines are
+            faulty; names them all.
     """
     labels, images = Path(label_dir).expanduser(), Path(image_dir).expanduser()
     for folder in (labels, images):
@@ -111,12 +111,12 @@ def _find_images(labels: Path, images: Path, ids: Sequence[str]) -> dict[str, Pa
 
 
 def read_labels(folder: Path, ids: Sequence[str]) -> dict[str, list[KittiObject]]:
-    """The objects of each image; ValueError that names every faulty line with its file."""
+    """The objects of each image; UserError that names every faulty line with its file."""
     problems = Problems(folder)
     objects: dict[str, list[KittiObject]] = {}
     for image_id in ids:
         objects[image_id] = []
-        text = (folder / f"{image_id}.txt").read_text(encoding="utf-8")
+        text = read_text(folder / f"{image_id}.txt")
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
                 continue
@@ -193,18 +193,18 @@ def read_sequences(mapping_file: Path, order_file: Path) -> dict[str, str]:
         drive by image id ("000000" ...).
 
     Raises:
-        FileNotFoundError, ValueError: files that are missing or do not fit each other.
+        UserError: files that are missing or do not fit each other.
     """
     for path in (mapping_file, order_file):
         if not path.is_file():
             raise UserError(f"no file {path} (KITTI's devkit_object, folder mapping)")
     drives = []
-    for number, line in enumerate(mapping_file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(mapping_file).splitlines(), 1):
         words = line.split()
         if len(words) != 3:
             raise UserError(f"{mapping_file} line {number}: no date, drive and frame: {line!r}")
         drives.append(words[1])
-    words = order_file.read_text(encoding="utf-8").replace(",", " ").split()
+    words = read_text(order_file).replace(",", " ").split()
     sequences = {}
     for index, word in enumerate(words):
         if not word.isdecimal() or not 1 <= int(word) <= len(drives):

@@ -17,7 +17,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, file_errors
 from ..cache import cache_root, new_folder
 from ..problems import Problems, read_image_list
 
@@ -59,8 +59,8 @@ def register_voc(name: str, dirname: str, split: str) -> None:
         split: ImageSets/Main/`split`.txt lists the images.
 
     Raises:
-        FileNotFoundError: folder, split file, annotation or image missing.
-        ValueError: broken XML or faulty records; names them all.
+        UserError: folder, split file, annotation or image missing, broken XML or faulty records;
+            names them all.
     """
     folder = Path(dirname).expanduser()
     for part in (folder, folder / "Annotations", folder / "JPEGImages"):
@@ -104,13 +104,14 @@ def _read_split(folder: Path, split: str) -> list[str]:
 
 
 def _read_annotations(folder: Path) -> dict[str, VocImage]:
-    """Every annotation file of the folder by image id; ValueError with all that is wrong."""
+    """Every annotation file of the folder by image id; UserError with all that is wrong."""
     problems = Problems(folder / "Annotations")
     warnings = Problems(folder / "Annotations")
     annotations = {}
     for path in sorted((folder / "Annotations").glob("[!.]*.xml")):
         try:
-            root = ET.parse(path).getroot()
+            with file_errors():
+                root = ET.parse(path).getroot()
         except ET.ParseError as error:
             problems.add("broken XML", f"{path.name}: {error}")
             continue
@@ -171,7 +172,7 @@ def _is_whole(text: str | None) -> bool:
 def _find_images(
     folder: Path, split: str, ids: list[str], annotations: dict[str, VocImage]
 ) -> dict[str, Path]:
-    """The image file of each id; FileNotFoundError for those without annotation or image."""
+    """The image file of each id; UserError for those without annotation or image."""
     present = {}
     for entry in os.scandir(folder / "JPEGImages"):
         stem, suffix = os.path.splitext(entry.name)

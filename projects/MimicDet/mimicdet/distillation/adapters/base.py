@@ -45,7 +45,7 @@ class DetectorAdapter:
 
 
 def build_adapter(model: nn.Module, input_format: str) -> DetectorAdapter:
-    """The adapter of the model's class or of its nearest base; ValueError where there is none."""
+    """The adapter of the model's class or of its nearest base; UserError where there is none."""
     for base in type(model).__mro__:
         name = f"{base.__name__}Adapter"
         if name in ADAPTER_REGISTRY:

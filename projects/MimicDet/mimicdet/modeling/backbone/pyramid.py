@@ -5,7 +5,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, check_choice, check_choices
 
 EXTRA_LEVELS = ("none", "maxpool", "conv_on_c5", "conv_on_p5")
 
@@ -19,19 +19,15 @@ def build_pyramid_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     build_retinanet_resnet_fpn_backbone; "maxpool" is its build_resnet_fpn_backbone.
 
     Raises:
-        ValueError: unknown names, or a backbone without the maps that the pyramid reads.
+        UserError: unknown names, or a backbone without the maps that the pyramid reads.
     """
     keys = cfg.MODEL.PYRAMID
     if keys.BOTTOM_UP not in BACKBONE_REGISTRY or keys.BOTTOM_UP == "build_pyramid_backbone":
         raise UserError(f"MODEL.PYRAMID.BOTTOM_UP: there is no backbone {keys.BOTTOM_UP!r}")
     bottom_up = BACKBONE_REGISTRY.get(keys.BOTTOM_UP)(cfg, input_shape)
     shapes = bottom_up.output_shape()
-    missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in shapes]
-    if missing:
-        raise UserError(
-            f"MODEL.FPN.IN_FEATURES needs {missing}, but {keys.BOTTOM_UP} gives {list(shapes)}: "
-            "see its OUT_FEATURES"
-        )
+    what = f"MODEL.FPN.IN_FEATURES (OUT_FEATURES of {keys.BOTTOM_UP})"
+    check_choices(what, cfg.MODEL.FPN.IN_FEATURES, shapes)
     return FPN(
         bottom_up,
         cfg.MODEL.FPN.IN_FEATURES,
@@ -45,10 +41,7 @@ def build_pyramid_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def _extra_levels(cfg, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
     name, channels = cfg.MODEL.PYRAMID.EXTRA_LEVELS, cfg.MODEL.FPN.OUT_CHANNELS
     last = cfg.MODEL.FPN.IN_FEATURES[-1]
-    if name not in EXTRA_LEVELS:
-        raise UserError(
-            f"MODEL.PYRAMID.EXTRA_LEVELS is {name!r}, not one of {', '.join(EXTRA_LEVELS)}"
-        )
+    check_choice("MODEL.PYRAMID.EXTRA_LEVELS", name, EXTRA_LEVELS)
     if name != "none" and shapes[last].stride != 32:
         raise UserError(
             f"MODEL.PYRAMID.EXTRA_LEVELS {name!r} continues P5, but the last of "

@@ -97,7 +97,7 @@ class ShuffleNet(Backbone):
             freeze_at: 0 nothing, 1 the stem, 2 the first stage too, and so on.
 
         Raises:
-            ValueError: a width that leaves channels that the groups do not divide.
+            UserError: a width that leaves channels that the groups do not divide.
         """
         super().__init__()
         stages = [int(c * width) for c in STAGE_CHANNELS]

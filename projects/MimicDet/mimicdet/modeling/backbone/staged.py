@@ -13,7 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, vgg
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, check_choice
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
@@ -44,7 +44,7 @@ class StagedBackbone(Backbone):
             freeze_at: as in Detectron2's ResNet: 0 nothing, 1 the stem, 2 res2 too, and so on.
 
         Raises:
-            ValueError: unknown feature names.
+            UserError: unknown feature names.
         """
         super().__init__()
         unknown = [name for name in out_features if name not in STRIDES]
@@ -121,8 +121,7 @@ def build_vgg_backbone(cfg, input_shape: ShapeSpec) -> StagedBackbone:
     """
     _check_channels(input_shape)
     keys = cfg.MODEL.VGG
-    if keys.DEPTH not in _VGG_NAMES:
-        raise UserError(f"MODEL.VGG.DEPTH must be 11, 13, 16 or 19, got {keys.DEPTH}")
+    check_choice("MODEL.VGG.DEPTH", keys.DEPTH, _VGG_NAMES)
     # Not torchvision.models.vgg16: its classifier is nine tenths of its parameters.
     layers = vgg.make_layers(vgg.cfgs[_VGG_NAMES[keys.DEPTH]])
     layers = nn.Sequential(*_with_norm(layers, keys.NORM))

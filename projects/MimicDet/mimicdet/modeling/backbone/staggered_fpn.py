@@ -9,7 +9,7 @@ from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, check_choice
 
 
 class StaggeredFPN(FPN):
@@ -78,8 +78,7 @@ def used_levels(cfg) -> list[str]:
 
 
 def _initialise_pyramid(fpn: FPN, method: str) -> None:
-    if method not in ("he", "xavier"):
-        raise UserError(f"MODEL.MIMICDET.FPN.INIT must be 'he' or 'xavier', got {method!r}")
+    check_choice("MODEL.MIMICDET.FPN.INIT", method, ("he", "xavier"))
     if method == "xavier":  # what Detectron2's FPN has done already
         return
     for name, module in fpn.named_modules():

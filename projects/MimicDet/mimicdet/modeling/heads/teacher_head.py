@@ -12,7 +12,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...utils.errors import UserError, check_choice
+from ...utils.errors import UserError, check_choice, check_choices
 from ..layers.precision import at_least_float32
 from ..structures import HeadPredictions, image_indices
 from ..targets import sample_labels
@@ -112,17 +112,9 @@ class MimicTeacherHeads(ROIHeads):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         ret = super().from_config(cfg)
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        missing = [f for f in in_features if f not in input_shape]
-        if missing:
-            raise UserError(
-                f"MODEL.ROI_HEADS.IN_FEATURES names {missing}, the backbone gives "
-                f"{list(input_shape)}"
-            )
+        check_choices("MODEL.ROI_HEADS.IN_FEATURES", in_features, input_shape)
         head = cfg.MODEL.ROI_BOX_HEAD
-        if head.POOLER_TYPE != "ROIAlignV2":
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE must be ROIAlignV2, got {head.POOLER_TYPE}"
-            )
+        check_choice("MODEL.ROI_BOX_HEAD.POOLER_TYPE", head.POOLER_TYPE, ["ROIAlignV2"])
         strides = [input_shape[f].stride for f in in_features]
         keys = cfg.MODEL.MIMICDET.TEACHER
         return {

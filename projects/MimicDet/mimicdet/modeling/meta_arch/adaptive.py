@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, check_choices
 from ..assignment import atss_assign
 
 
@@ -69,7 +69,7 @@ class AdaptiveDetector(DenseDetector):
                 in RetinaNet.
 
         Raises:
-            ValueError: several anchors a location.
+            UserError: several anchors a location.
         """
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -92,6 +92,7 @@ class AdaptiveDetector(DenseDetector):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         keys = cfg.MODEL.RETINANET
+        check_choices("MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape())
         shapes = [backbone.output_shape()[name] for name in keys.IN_FEATURES]
         return {
             "backbone": backbone,

@@ -1,6 +1,15 @@
 """What must hold between the keys of a MimicDet; each line names the key."""
 
-from detectron2.modeling import META_ARCH_REGISTRY
+import difflib
+
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
+from fvcore.common.registry import Registry
 
 from ...config import config_check
 from ..heads.teacher_head import HEADS
@@ -9,9 +18,48 @@ from .mimicdet import MimicDet
 
 
 @config_check
+def check_registered_names(cfg) -> list[str]:
+    """Names of parts that are not registered; building the model would end in a KeyError."""
+    model = cfg.MODEL
+    return [
+        f"{key}: no {name!r} is registered" + _did_you_mean(name, registry)
+        for key, name, registry in (
+            ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+            ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
+            ("MODEL.ANCHOR_GENERATOR.NAME", model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
+            ("MODEL.RPN.HEAD_NAME", model.RPN.HEAD_NAME, RPN_HEAD_REGISTRY),
+            ("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
+        )
+        if name not in registry
+    ]
+
+
+@config_check
+def check_resnet(cfg) -> list[str]:
+    """What Detectron2's ResNet would end in a KeyError or an assertion for."""
+    keys, problems = cfg.MODEL.RESNETS, []
+    if "resnet" not in cfg.MODEL.BACKBONE.NAME:
+        return problems
+    if keys.DEPTH not in (18, 34, 50, 101, 152):
+        problems.append(f"MODEL.RESNETS.DEPTH is {keys.DEPTH}, not one of 18, 34, 50, 101, 152")
+    if keys.DEPTH in (18, 34) and keys.RES2_OUT_CHANNELS != 64:
+        problems.append(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {keys.RES2_OUT_CHANNELS}; a ResNet of depth "
+            f"{keys.DEPTH} has 64"
+        )
+    return problems
+
+
+def _did_you_mean(name: str, registry: Registry) -> str:
+    close = difflib.get_close_matches(name, [known for known, _ in registry])
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+@config_check
 def check_mimicdet(cfg) -> list[str]:
     """Every contradiction in the config of a MimicDet, or of a class that extends it."""
-    if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), MimicDet):
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY or not issubclass(META_ARCH_REGISTRY.get(name), MimicDet):
         return []
     checks = (_check_switches, _check_levels, _check_heads, _check_numbers)
     return [problem for check in checks for problem in check(cfg)]

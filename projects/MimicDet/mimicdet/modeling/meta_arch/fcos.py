@@ -8,6 +8,7 @@ from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ...utils.errors import check_choices
 from ..layers.precision import at_least_float32
 
 
@@ -29,6 +30,7 @@ class FCOS(Detectron2FCOS):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         keys = cfg.MODEL.RETINANET
+        check_choices("MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape())
         shapes = [backbone.output_shape()[name] for name in keys.IN_FEATURES]
         head = FCOSHead(
             input_shape=shapes,

@@ -12,6 +12,7 @@ from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from ...utils.errors import check_choices
 from ..layers.precision import at_least_float32
 from .adaptive import log_positives, process_mean
 
@@ -96,6 +97,7 @@ class MultiClassRPN(DenseDetector):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
+        check_choices("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone.output_shape())
         shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in rpn.IN_FEATURES]
         anchor_generator = build_anchor_generator(cfg, shapes)
         head = MultiClassRPNHead(

@@ -1,7 +1,6 @@
 """The command line of tools/report.py, and `write_report` for those who have the runs at hand."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -12,7 +11,7 @@ from detectron2.utils.logger import setup_logger
 from ...checkpoint import MimicCheckpointer
 from ...engine.setup import setup_cfg
 from ...engine.trainer import MimicTrainer
-from ...utils.errors import UserError, error_text
+from ...utils.errors import UserError, command, file_errors, make_folder
 from .page import page
 from .runs import RESULTS, Run, read_run
 from .sections import build_sections
@@ -60,7 +59,7 @@ def write_report(
         the path of the page; its folder is made if it is missing.
 
     Raises:
-        FileNotFoundError, ValueError: a folder is missing or no run; labels and runs do not match.
+        UserError: a folder is missing or no run; labels and runs do not match.
     """
     if labels and len(labels) != len(folders):
         raise UserError(f"--labels: {len(labels)} labels for {len(folders)} runs")
@@ -69,9 +68,10 @@ def write_report(
         run.label = label
     subtitle = f"{', '.join(run.label for run in runs)}. Written on {date.today()}."
     path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = page(title, subtitle, build_sections(runs, score_threshold, num_images))
-    path.write_text(text, encoding="utf-8")
+    with file_errors():
+        path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -89,7 +89,7 @@ def evaluate_teacher(folder: str | Path) -> None:
     Evaluate the T-head of a run's model_final.pth; detections go to inference_teacher.
 
     Raises:
-        OSError, ValueError: config, data or checkpoint are missing, or it has no T-head.
+        UserError: config, data or checkpoint are missing, or it has no T-head.
     """
     path = Path(folder)
     cfg = setup_cfg(str(path / "config.yaml"), ["MODEL.MIMICDET.EVAL_HEAD", "teacher"])
@@ -103,27 +103,24 @@ def evaluate_teacher(folder: str | Path) -> None:
         raise UserError(f"run '{folder}': the evaluation left no {RESULTS}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tools/report.py; return its exit status."""
-    args = build_parser().parse_args(arguments)
-    try:
-        if args.num_images < 0:
-            raise UserError(f"--num-images must be at least 0, got {args.num_images}")
-        if args.eval_teacher:
-            setup_logger(name="detectron2")
-            for folder in args.runs:
-                read_run(folder)  # what is no run is told before minutes are spent
-                evaluate_teacher(folder)
-        path = write_report(
-            args.runs,
-            args.output,
-            labels=args.labels,
-            title=args.title,
-            num_images=args.num_images,
-            score_threshold=args.score_threshold,
-        )
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        print(f"report: error: {error_text(error)}", file=sys.stderr)
-        return 2
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/report.py."""
+    args = build_parser().parse_args(argv)
+    if args.num_images < 0:
+        raise UserError(f"--num-images must be at least 0, got {args.num_images}")
+    if args.eval_teacher:
+        setup_logger(name="detectron2")
+        for folder in args.runs:
+            read_run(folder)  # what is no run is told before minutes are spent
+            evaluate_teacher(folder)
+    path = write_report(
+        args.runs,
+        args.output,
+        labels=args.labels,
+        title=args.title,
+        num_images=args.num_images,
+        score_threshold=args.score_threshold,
+    )
     print(path)
     return 0
