@@ -159,7 +159,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(data, tmp_path, monkeypatch)
     with pytest.raises(KeyError, match="p2"):
         main(arguments)
     with pytest.raises(KeyError, match="p2"):
-        main([*arguments, "--eval-only", "MODEL.WEIGHTS", "none.pth"])
+        main(["--eval-only", *arguments, "MODEL.WEIGHTS", "none.pth"])
     cv2.imwrite(str(tmp_path / "image.png"), np.zeros((8, 8, 3), np.uint8))
     picture = ["--input", str(tmp_path / "image.png"), "--output", str(tmp_path / "drawn")]
     with pytest.raises(KeyError, match="p2"):
