@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 
 from mimicdet import MimicDet
@@ -28,6 +28,11 @@ MIMIC_KEYS = {"loss_mimic_cls", "loss_mimic_loc"}
 # boxes of IoU near 1 with them.
 P3_BOX = [12.0, 12.0, 44.0, 44.0]
 P4_BOX = [8.0, 0.0, 72.0, 56.0]
+
+
+@META_ARCH_REGISTRY.register()
+class ExtendedMimicDet(MimicDet):
+    """A user's own meta-architecture."""
 
 
 def small_cfg(*opts: Any) -> CfgNode:

@@ -25,6 +25,10 @@ PROBLEMS = [
     ((f"{M}EVAL_HEAD", "both"), "MODEL.MIMICDET.EVAL_HEAD is 'both'"),
     ((*TEACHER_OFF, *MIMIC_OFF, f"{M}EVAL_HEAD", "teacher"), "EVAL_HEAD is 'teacher', whose"),
     ((*STUDENT_OFF, *MIMIC_OFF), "EVAL_HEAD is 'student', whose"),
+    (
+        ("MODEL.META_ARCHITECTURE", "MimicDte"),
+        "META_ARCHITECTURE: no 'MimicDte' is registered; did you mean .*MimicDet",
+    ),
     (("MODEL.PROPOSAL_GENERATOR.NAME", "RPN"), "MODEL.PROPOSAL_GENERATOR.NAME.*'RPN'"),
     (("MODEL.ROI_HEADS.IN_FEATURES", HIGH[:4]), "MODEL.ROI_HEADS.IN_FEATURES.*one to one"),
     (("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]), "MODEL.ANCHOR_GENERATOR.SIZES"),

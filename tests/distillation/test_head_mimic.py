@@ -360,6 +360,21 @@ def test_a_teacher_that_does_not_fit_is_named(teacher_files, key, value, words):
         build_separate_teacher(small_cfg(*separate_opts(folder)))
 
 
+EXTENDED = ("MODEL.META_ARCHITECTURE", "ExtendedMimicDet")
+
+
+def test_a_class_that_extends_mimicdet_mimics():
+    distiller = distiller_of(*EXTENDED)
+    assert type(distiller.student).__name__ == "ExtendedMimicDet"
+    assert set(distiller(INPUTS)) == LOSS_KEYS | MIMIC_KEYS
+
+
+def test_a_class_that_extends_mimicdet_learns_from_a_mimicdet(teacher_files):
+    folder, _ = teacher_files
+    teacher = build_separate_teacher(small_cfg(*separate_opts(folder), *EXTENDED))
+    assert type(teacher.model).__name__ == "MimicDet"
+
+
 def test_the_zoos_pair_of_configs_fits():
     """Table 5's two commands: the teacher's yaml and the student's, but for the weights."""
     from mimicdet.config import load_config

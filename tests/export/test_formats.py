@@ -9,6 +9,7 @@ import torch
 
 from mimicdet.checkpoint.registry import file_sha256
 from mimicdet.commands.export_model import main
+from mimicdet.config import load_config
 from mimicdet.export import (
     ExportableDetector,
     ExportOptions,
@@ -39,6 +40,12 @@ def mixed_sizes(count):
     images = [noise(33 + 7 * (i % 13), 40 + 11 * (i % 9), i) for i in range(count)]
     images[0][:] = 0
     return images
+
+
+def test_a_class_that_extends_mimicdet_is_exported(student):
+    opts = ["MODEL.META_ARCHITECTURE", "ExtendedMimicDet", "MODEL.WEIGHTS", str(student.weights)]
+    model = writer.load_student(load_config(str(student.config), opts))
+    assert type(model).__name__ == "ExtendedMimicDet"
 
 
 def test_onnx(student, exported, capfd):

@@ -10,6 +10,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..config import check_config
+from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
 from .methods.base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
@@ -179,7 +180,7 @@ def build_distiller(cfg: CfgNode, student: nn.Module) -> Distiller:
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     dtype = torch.bfloat16 if cfg.SOLVER.AMP.ENABLED and on_cpu else None
     check_config(cfg)
-    mimics = cfg.MODEL.MIMICDET.MIMIC.ENABLED and cfg.MODEL.META_ARCHITECTURE == "MimicDet"
+    mimics = cfg.MODEL.MIMICDET.MIMIC.ENABLED and isinstance(student, MimicDet)
     if not (mimics or cfg.DISTILLATION.METHODS):
         return Distiller(student, autocast_dtype=dtype).to(cfg.MODEL.DEVICE)
     adapter = build_adapter(student, cfg.INPUT.FORMAT)

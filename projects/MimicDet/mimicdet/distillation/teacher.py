@@ -15,6 +15,7 @@ from ..checkpoint import load_weights
 from ..config import load_config
 from ..data.catalog import set_num_classes
 from ..modeling.layers import channels_last_pays
+from ..modeling.meta_arch.config_checks import is_mimicdet
 from ..modeling.structures import BoxQuery, HeadPredictions
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
@@ -188,7 +189,10 @@ def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
     """Raise UserError with every key of the two configs that keeps the heads apart."""
     student, teacher = cfg.MODEL, teacher_cfg.MODEL
     pairs = {
-        "MODEL.META_ARCHITECTURE": (student.META_ARCHITECTURE, teacher.META_ARCHITECTURE),
+        "MODEL.META_ARCHITECTURE": (
+            teacher.META_ARCHITECTURE if is_mimicdet(teacher_cfg) else "MimicDet",
+            teacher.META_ARCHITECTURE,
+        ),
         "MODEL.MIMICDET.TEACHER.ENABLED": (True, teacher.MIMICDET.TEACHER.ENABLED),
         "MODEL.ROI_HEADS.NUM_CLASSES": (
             student.ROI_HEADS.NUM_CLASSES,

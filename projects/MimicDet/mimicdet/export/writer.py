@@ -17,6 +17,7 @@ from torch import nn
 
 from ..checkpoint import load_weights
 from ..checkpoint.registry import file_sha256
+from ..modeling.meta_arch.config_checks import is_mimicdet
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError, check_choice, check_installed
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
@@ -114,7 +115,7 @@ def export_model(
 
 def load_student(cfg: CfgNode) -> MimicDet:
     """The model in evaluation on the CPU, checked: a student, with finite weights."""
-    if cfg.MODEL.META_ARCHITECTURE != "MimicDet":
+    if not is_mimicdet(cfg):
         raise UserError(
             f"only MimicDet can be exported, MODEL.META_ARCHITECTURE is "
             f"{cfg.MODEL.META_ARCHITECTURE!r}"

@@ -17,6 +17,12 @@ from ..layers import ALIGNMENTS
 from .mimicdet import MimicDet
 
 
+def is_mimicdet(cfg) -> bool:
+    """Whether the config builds a MimicDet or a class that extends it."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), MimicDet)
+
+
 @config_check
 def check_registered_names(cfg) -> list[str]:
     """Names of parts that are not registered; building the model would end in a KeyError."""
@@ -58,8 +64,7 @@ def _did_you_mean(name: str, registry: Registry) -> str:
 @config_check
 def check_mimicdet(cfg) -> list[str]:
     """Every contradiction in the config of a MimicDet, or of a class that extends it."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in META_ARCH_REGISTRY or not issubclass(META_ARCH_REGISTRY.get(name), MimicDet):
+    if not is_mimicdet(cfg):
         return []
     checks = (_check_switches, _check_levels, _check_heads, _check_numbers)
     return [problem for check in checks for problem in check(cfg)]
