@@ -5,6 +5,7 @@ from detectron2.modeling import build_model
 
 from mimicdet import model_zoo
 from mimicdet.config import check_config
+from mimicdet.modeling.heads.labels import HeadSettings
 from tests.helpers import small_cfg
 
 M = "MODEL.MIMICDET."
@@ -12,6 +13,7 @@ STUDENT_OFF = (f"{M}STUDENT.ENABLED", False)
 TEACHER_OFF = (f"{M}TEACHER.ENABLED", False)
 MIMIC_OFF = (f"{M}MIMIC.ENABLED", False)
 SEPARATE = (f"{M}SEPARATE_TEACHER.CONFIG_FILE", "a.yaml", f"{M}SEPARATE_TEACHER.WEIGHTS", "a.pth")
+HEADS = ("STUDENT", "TEACHER")
 LOW, HIGH = ["p3", "p4", "p5", "p6", "p7"], ["p2", "p3", "p4", "p5", "p6"]
 
 PROBLEMS = [
@@ -33,7 +35,9 @@ PROBLEMS = [
     (("MODEL.ROI_HEADS.IN_FEATURES", HIGH[:4]), "MODEL.ROI_HEADS.IN_FEATURES.*one to one"),
     (("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]), "MODEL.ANCHOR_GENERATOR.SIZES"),
     (("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 40]] * 5), "MODEL.ANCHOR_GENERATOR.SIZES"),
+    (("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64], [256], [128], [512]]), "SIZES.*must ascend"),
     (("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0]]), "ANCHOR_GENERATOR.ASPECT_RATIOS"),
+    (("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[2.0]]), "ASPECT_RATIOS.*must be.*got .*2.0"),
     ((f"{M}STUDENT.KERNEL_SIZES", [3, 5]), "STUDENT.KERNEL_SIZES"),
     ((f"{M}TEACHER.HEAD", "wide"), "TEACHER.HEAD is 'wide'"),
     ((f"{M}STUDENT.ALIGNMENT", "magic"), "STUDENT.ALIGNMENT is 'magic'"),
@@ -54,6 +58,26 @@ PROBLEMS = [
     ((f"{M}REFINEMENT.PRIOR_PROB", 1.0), "REFINEMENT.PRIOR_PROB.*1.0"),
     (("MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.5), "ROI_HEADS.POSITIVE_FRACTION.*1.5"),
     (("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True), "PROPOSAL_APPEND_GT must be False"),
+    (("MODEL.RPN.PRE_NMS_TOPK_TEST", 59), "PRE_NMS_TOPK_TEST 59.*POST_NMS_TOPK_TEST 60"),
+    *(
+        ((key, value), f"{key} must be .*, got {value!r}")
+        for key, value in (
+            ("MODEL.MASK_ON", True),
+            ("MODEL.KEYPOINT_ON", True),
+            ("MODEL.LOAD_PROPOSALS", True),
+            ("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 8),
+            ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou"),
+            ("MODEL.RPN.SMOOTH_L1_BETA", 0.1),
+            ("MODEL.RPN.BOUNDARY_THRESH", 0),
+            ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"),
+            ("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.1),
+            ("MODEL.ROI_BOX_HEAD.NORM", "GN"),
+            ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False),
+            ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
+            ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True),
+            ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True),
+        )
+    ),
 ]
 
 
@@ -71,6 +95,19 @@ def test_all_problems_are_told_at_once():
     lines = str(found.value).splitlines()
     for key in ("KERNEL_SIZES", "TEACHER.HEAD", "NUM_CLASSES", "EVAL_HEAD"):
         assert any(key in line for line in lines[1:]), key
+
+
+@pytest.mark.parametrize("levels", [HIGH[::-1], ["p2", "p3", "p3", "p5", "p6"]])
+def test_levels_of_the_teacher_that_are_reversed_or_repeated(levels):
+    with pytest.raises(ValueError, match="MODEL.ROI_HEADS.IN_FEATURES.*fine to coarse"):
+        build_model(small_cfg("MODEL.ROI_HEADS.IN_FEATURES", levels))
+
+
+def test_the_box_losses_weight_of_both_heads():
+    cfg = small_cfg("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 3.0)
+    cfg.merge_from_list([f"{M}STUDENT.REG_LOSS_WEIGHT", 2.0, f"{M}TEACHER.CLS_LOSS_WEIGHT", 4.0])
+    student, teacher = (HeadSettings.from_config(cfg, cfg.MODEL.MIMICDET[x]) for x in HEADS)
+    assert student.loss_weights == (1.0, 6.0) and teacher.loss_weights == (4.0, 3.0)
 
 
 def test_building_checks_first():

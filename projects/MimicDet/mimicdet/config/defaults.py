@@ -29,8 +29,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     MODEL.ROI_HEADS.IOU_THRESHOLDS, IOU_LABELS  labels of both heads (3.3: 0.6)
     MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION  T-head sampling (4.1: 128, 0.25)
     MODEL.ROI_HEADS.SCORE_THRESH_TEST, NMS_THRESH_TEST  inference of either head (4.2)
-    MODEL.ROI_BOX_HEAD.POOLER_*, NUM_CONV, CONV_DIM, NUM_FC, FC_DIM, BBOX_REG_WEIGHTS
-                                           the T-head; BBOX_REG_WEIGHTS serve both heads
+    MODEL.ROI_BOX_HEAD.POOLER_*, NUM_CONV, CONV_DIM, NUM_FC, FC_DIM  the T-head
+    MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, BBOX_REG_LOSS_WEIGHT  both heads
     TEST.DETECTIONS_PER_IMAGE              boxes an image in the end (4.2: 100)
     VIS_PERIOD                             pictures of proposals every so many iterations; 0: none
     =====================================  =====================================================

@@ -1,5 +1,7 @@
 """A feature pyramid on any registered backbone."""
 
+from collections.abc import Mapping, Sequence
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
@@ -8,6 +10,25 @@ from torch import nn
 from ...utils.errors import UserError, check_choice, check_choices
 
 EXTRA_LEVELS = ("none", "maxpool", "conv_on_c5", "conv_on_p5")
+
+
+def level_shapes(
+    key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec]
+) -> list[ShapeSpec]:
+    """
+    The shapes of the named levels of a backbone.
+
+    Args:
+        key: of the config, which gave the names.
+
+    Raises:
+        UserError: a level that the backbone lacks, or levels that do not go from fine to coarse.
+    """
+    check_choices(key, names, shapes)
+    levels = [shapes[name] for name in names]
+    if any(b.stride <= a.stride for a, b in zip(levels, levels[1:])):
+        raise UserError(f"{key} {list(names)} must go from fine to coarse, each level once")
+    return levels
 
 
 @BACKBONE_REGISTRY.register()

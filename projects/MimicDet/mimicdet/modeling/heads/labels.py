@@ -26,11 +26,11 @@ class HeadSettings:
     @classmethod
     def from_config(cls, cfg, keys) -> "HeadSettings":
         """keys: MODEL.MIMICDET.STUDENT or TEACHER, for the weights of the losses."""
-        heads = cfg.MODEL.ROI_HEADS
+        heads, box_head = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
         return cls(
             heads.NUM_CLASSES,
-            Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
-            (keys.CLS_LOSS_WEIGHT, keys.REG_LOSS_WEIGHT),
+            Box2BoxTransform(weights=box_head.BBOX_REG_WEIGHTS),
+            (keys.CLS_LOSS_WEIGHT, keys.REG_LOSS_WEIGHT * box_head.BBOX_REG_LOSS_WEIGHT),
             (heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE),
         )
 

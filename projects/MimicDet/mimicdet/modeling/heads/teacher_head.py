@@ -12,7 +12,8 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...utils.errors import UserError, check_choice, check_choices
+from ...utils.errors import UserError, check_choice
+from ..backbone.pyramid import level_shapes
 from ..layers.precision import at_least_float32
 from ..structures import HeadPredictions, image_indices
 from ..targets import sample_labels
@@ -112,16 +113,17 @@ class MimicTeacherHeads(ROIHeads):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         ret = super().from_config(cfg)
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        check_choices("MODEL.ROI_HEADS.IN_FEATURES", in_features, input_shape)
+        shapes = level_shapes("MODEL.ROI_HEADS.IN_FEATURES", in_features, input_shape)
         head = cfg.MODEL.ROI_BOX_HEAD
         check_choice("MODEL.ROI_BOX_HEAD.POOLER_TYPE", head.POOLER_TYPE, ["ROIAlignV2"])
-        strides = [input_shape[f].stride for f in in_features]
         keys = cfg.MODEL.MIMICDET.TEACHER
         return {
             **ret,
             "in_features": in_features,
-            "pooler": LevelPooler(head.POOLER_RESOLUTION, strides, head.POOLER_SAMPLING_RATIO),
-            "in_channels": input_shape[in_features[0]].channels,
+            "pooler": LevelPooler(
+                head.POOLER_RESOLUTION, [x.stride for x in shapes], head.POOLER_SAMPLING_RATIO
+            ),
+            "in_channels": shapes[0].channels,
             "resolution": head.POOLER_RESOLUTION,
             "head": keys.HEAD,
             "num_conv": head.NUM_CONV,

@@ -1,6 +1,7 @@
 """What must hold between the keys of a MimicDet; each line names the key."""
 
 import difflib
+from functools import reduce
 
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -15,6 +16,25 @@ from ...config import config_check
 from ..heads.teacher_head import HEADS
 from ..layers import ALIGNMENTS
 from .mimicdet import MimicDet
+
+# Keys of Detectron2's two-stage detectors that change nothing here: the value that tells what a
+# MimicDet does, and why there is no other.
+FIXED = {
+    "MODEL.MASK_ON": (False, "it has no mask head"),
+    "MODEL.KEYPOINT_ON": (False, "it has no keypoint head"),
+    "MODEL.LOAD_PROPOSALS": (False, "the proposals are the refinement module's"),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0, "boxes without area alone are left out"),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1", "the box loss is L1 (3.2)"),
+    "MODEL.RPN.SMOOTH_L1_BETA": (0.0, "the box loss is L1 (3.2)"),
+    "MODEL.RPN.BOUNDARY_THRESH": (-1, "anchors that reach outside the image train as well"),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1", "the box loss is L1 (3.3)"),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": (0.0, "the box loss is L1 (3.3)"),
+    "MODEL.ROI_BOX_HEAD.NORM": ("", "the T-head has no norms"),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (True, "a box has one regression (3.3)"),
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False, "the heads train on the proposals"),
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False, "the class loss is a softmax over all classes"),
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False, "the class loss is a softmax over all classes"),
+}
 
 
 def is_mimicdet(cfg) -> bool:
@@ -66,8 +86,25 @@ def check_mimicdet(cfg) -> list[str]:
     """Every contradiction in the config of a MimicDet, or of a class that extends it."""
     if not is_mimicdet(cfg):
         return []
-    checks = (_check_switches, _check_levels, _check_heads, _check_numbers)
+    checks = (_check_fixed, _check_switches, _check_levels, _check_heads, _check_numbers)
     return [problem for check in checks for problem in check(cfg)]
+
+
+def _check_fixed(cfg) -> list[str]:
+    values = {key: reduce(getattr, key.split("."), cfg) for key in FIXED}
+    problems = [
+        f"{key} must be {value!r}, got {values[key]!r}: {reason}"
+        for key, (value, reason) in FIXED.items()
+        if values[key] != value
+    ]
+    rpn = cfg.MODEL.RPN
+    if rpn.PRE_NMS_TOPK_TEST < rpn.POST_NMS_TOPK_TEST:
+        problems.append(
+            f"MODEL.RPN.PRE_NMS_TOPK_TEST {rpn.PRE_NMS_TOPK_TEST} must not be below "
+            f"POST_NMS_TOPK_TEST {rpn.POST_NMS_TOPK_TEST}: inference has no NMS between the two "
+            "(4.2)"
+        )
+    return problems
 
 
 def _check_switches(cfg) -> list[str]:
@@ -120,8 +157,17 @@ def _check_levels(cfg) -> list[str]:
             f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} must give one size for each level of "
             f"MODEL.RPN.IN_FEATURES {list(low)}"
         )
-    if any(len(ratios) != 1 for ratios in cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS):
-        problems.append("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must give one ratio a position")
+    elif any(b < a for a, b in zip(sizes, sizes[1:])):
+        problems.append(
+            f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} must ascend, as the levels of "
+            f"MODEL.RPN.IN_FEATURES {list(low)} do"
+        )
+    ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+    if any(list(x) != [1.0] for x in ratios):
+        problems.append(
+            f"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must be [[1.0]], got {ratios}: there is one "
+            "anchor a location, a square (3.2)"
+        )
     if len(cfg.MODEL.MIMICDET.STUDENT.KERNEL_SIZES) != len(low):
         problems.append(
             f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES {cfg.MODEL.MIMICDET.STUDENT.KERNEL_SIZES} must "
