@@ -136,6 +136,19 @@ def test_anchor_centre_on_the_border_of_the_central_area_is_positive():
     assert len(positives) == 6  # an eighth of a pixel to the right leaves one column behind
 
 
+@pytest.mark.parametrize("match_nearest", [False, True])
+@pytest.mark.parametrize("size", [(0, 0), (32, 0), (0, 32), (-8, -8)])
+def test_a_box_without_area_has_no_positive_anchor(size, match_nearest):
+    x, y = 28.0, 28.0  # the centre of an anchor
+    box = [x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2]
+    positives, labels, _ = assign([box], match_nearest=match_nearest)
+    assert not positives and not labels.any()
+    # Neither does it take an anchor from a box that has an area.
+    other = [12.0, 12.0, 44.0, 44.0]
+    positives, _, _ = assign([box, other], match_nearest=match_nearest)
+    assert positives and set(positives.values()) == {1}
+
+
 def test_scale_on_the_border_of_two_levels_belongs_to_both():
     positives, _, levels = assign([[16.0, 16.0, 80.0, 80.0]])  # 64 px: P3 ends, P4 begins
     assert {int(levels[r]) for r in positives} == {0, 1}

@@ -60,6 +60,11 @@ def test_low_quality_matches_are_not_kept():
     assert label([[0.0, 0.0, 10.0, 4.0]], GT).gt_classes.tolist() == [5]
 
 
+def test_a_box_without_area_makes_no_positive():
+    empty = instances(SIZE, [[5.0, 5.0, 5.0, 5.0], [0.0, 5.0, 10.0, 5.0]], [3, 1])
+    assert label([[0.0, 0.0, 10.0, 10.0]], empty, thresholds=(1e-6,)).gt_classes.tolist() == [5]
+
+
 def test_no_objects_and_no_boxes():
     nothing = instances(SIZE, [], [])
     result = label([[0.0, 0.0, 10.0, 4.0]], nothing)

@@ -76,6 +76,12 @@ def test_without_objects_nothing_is_regressed(name):
     assert zeros == {"loss_refine_loc", "loss_student_loc", "loss_teacher_loc"}
 
 
+def test_an_object_without_area_keeps_the_losses_finite():
+    model = small_model()
+    losses = model([make_input(boxes=[[28.0, 28.0, 28.0, 28.0], P4_BOX])])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
 def test_objects_are_regressed_and_reach_every_part():
     """With objects on P3 and P4 no gradient of a used part is zero throughout."""
     distiller = distiller_of()

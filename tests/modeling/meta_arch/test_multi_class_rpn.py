@@ -61,6 +61,20 @@ def test_labels_follow_iou_thresholds():
     assert (best[matched == -1] < 0.4).all()
 
 
+def test_a_box_without_area_has_no_positives():
+    model = small_model()
+    anchors = anchors_of(model)
+    x, y = Boxes.cat(anchors).get_centers()[100].tolist()
+    for more, classes in (([], []), (OBJECTS.gt_boxes.tensor.tolist(), [0, 2])):
+        objects = instances([[x, y, x, y], *more], [1, *classes])
+        (matched,) = model.match_anchors(anchors, [objects])
+        (alone,) = model.match_anchors(anchors, [instances(more, classes)])
+        assert torch.equal(matched, torch.where(alone >= 0, alone + 1, alone))
+        with EventStorage():
+            losses = model([{**picture(), "instances": objects}])
+        assert all(math.isfinite(loss) for loss in losses.values())
+
+
 def test_image_without_objects_is_all_background():
     model = small_model()
     empty = instances([], [])

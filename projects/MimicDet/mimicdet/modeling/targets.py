@@ -47,9 +47,9 @@ def assign_anchors(
 
     An anchor is positive for a box when its level is responsible for the box and its centre lies
     in the box shrunk to center_ratio about its centre. Not in the paper: of several such boxes the
-    smallest is taken; anchors whose centre lies in a crowd box and that are not positive are
-    ignored; match_nearest gives a box without any positive anchor the nearest one of its levels
-    that lies inside it.
+    smallest is taken; a box without area, whose deltas would be infinite, has no positive anchor;
+    anchors whose centre lies in a crowd box and that are not positive are ignored; match_nearest
+    gives a box without any positive anchor the nearest one of its levels that lies inside it.
 
     Args:
         anchors: (R, 4); anchor_levels: (R,) int64; gt_boxes: (G, 4); crowd_boxes: (C, 4).
@@ -66,6 +66,7 @@ def assign_anchors(
         sizes = gt_boxes[:, 2:] - gt_boxes[:, :2]
         areas = sizes.prod(dim=1).clamp(min=0)
         responsible = responsible_levels(areas.sqrt(), base_scales, scale_range)[anchor_levels]
+        responsible &= (sizes > 0).all(dim=1)
         offsets = (centers[:, None] - (gt_boxes[None, :, :2] + gt_boxes[None, :, 2:]) / 2).abs()
         candidates = responsible & (offsets <= center_ratio * sizes / 2).all(dim=2)
         if match_nearest:

@@ -146,12 +146,16 @@ class MultiClassRPN(DenseDetector):
 
         Returns:
             N x (R,) int64: index of the object in the image's gt_instances, -1 for background, -2
-            for anchors between the two thresholds, which are ignored.
+            for anchors between the two thresholds, which are ignored. A box without area has none.
         """
         all_anchors = Boxes.cat(anchors)
         matched = []
         for instances in gt_instances:
-            object_ids, labels = self.anchor_matcher(pairwise_iou(instances.gt_boxes, all_anchors))
+            # The matcher gives each box its best anchors, one without area all of them.
+            kept = instances.gt_boxes.nonempty().nonzero().squeeze(1)
+            ious = pairwise_iou(instances.gt_boxes[kept], all_anchors)
+            object_ids, labels = self.anchor_matcher(ious)
+            object_ids = kept[object_ids] if len(kept) else object_ids
             object_ids = object_ids.masked_fill(labels == 0, -1)
             matched.append(object_ids.masked_fill(labels == -1, -2))
         return matched
