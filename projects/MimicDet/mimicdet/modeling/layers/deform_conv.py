@@ -12,11 +12,11 @@ from functools import cache
 import torch
 from detectron2 import _C
 from detectron2.layers.deform_conv import deform_conv as detectron2_deform_conv
-from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS
 from fvcore.nn.jit_handles import conv_flop_count, get_shape
 from torch import Tensor
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
+from .flops import register_flops
 from .precision import at_least_float32
 
 
@@ -61,5 +61,5 @@ def _deform_conv_flops(inputs, outputs):
     return conv_flop_count(x, weight, out)
 
 
-# fvcore counts operators that it does not know as free; this one would hide most of the S-head.
-_DEFAULT_SUPPORTED_OPS.setdefault("torchvision::deform_conv2d", _deform_conv_flops)
+# Uncounted it would hide most of the S-head.
+register_flops("torchvision::deform_conv2d", _deform_conv_flops)

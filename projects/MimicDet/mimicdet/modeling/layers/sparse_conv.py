@@ -13,12 +13,12 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
-from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .flops import register_flops
 from .precision import at_least_float32
 
 # Sampled values (locations * points * channels) that are held at a time: 128 MiB in float32.
@@ -209,5 +209,4 @@ def _embedding_bag_flops(inputs, outputs):
     return index[0] * rows[1]
 
 
-# fvcore counts operators that it does not know as free.
-_DEFAULT_SUPPORTED_OPS.setdefault("aten::embedding_bag", _embedding_bag_flops)
+register_flops("aten::embedding_bag", _embedding_bag_flops)
