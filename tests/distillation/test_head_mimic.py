@@ -105,6 +105,17 @@ def test_detach_teacher(detach):
     assert student.class_features.grad is None  # not mimicked: the logits are
 
 
+def test_metrics_are_computed_for_a_storage_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(HeadMimic, "metrics", lambda self, losses: calls.append(1) or {"x": 1.0})
+    distiller = distiller_of()
+    distiller(INPUTS)
+    assert not calls
+    with EventStorage() as storage:
+        distiller(INPUTS)
+        assert storage.latest()["x"][0] == 1.0 and len(calls) == 1
+
+
 def test_metrics_are_the_cosines():
     student, teacher = head_predictions(1), head_predictions(2)
     method = HeadMimic(dual_path=True)

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
 from mimicdet import DISTILLATION_REGISTRY, DistillationMethod, build_distiller
-from mimicdet.config import load_config
+from mimicdet.config import check_config, load_config
 from mimicdet.distillation import DistillationState, RankMimicking, Term
 from mimicdet.utils.errors import UserError
 from tests.distillation.tiny_detectors import (
@@ -171,6 +171,61 @@ def test_images_without_objects_teach_by_whole_maps_alone(folder):
     assert {k for k in TAUGHT_KEYS if losses[k] == 0} == TAUGHT_KEYS - {"loss_pfi", "loss_feature"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in distiller.parameters())
+
+
+# ---------------------------------------------------------------- a method more than once
+
+LABELLED = """
+DISTILLATION:
+  METHODS: ["FineGrained", "FineGrained:coarse", "FineGrained:fine"]
+  FineGrained: {LEVELS: [1], PSI: 0.4}
+  LABELS:
+    coarse: {LEVELS: [3, 4], LOSS_WEIGHT: 0.5}
+    fine: {LEVELS: [0]}
+"""
+
+
+def labelled_cfg(folder, *opts):
+    base = taught_cfg(folder, "RetinaNet", []).dump()
+    (folder / "base.yaml").write_text(base)
+    (folder / "labelled.yaml").write_text(f'_BASE_: "base.yaml"\n{LABELLED}')
+    return load_config(str(folder / "labelled.yaml"), opts)
+
+
+def test_a_method_can_be_named_more_than_once(folder):
+    distiller = distiller_of(labelled_cfg(folder, "DISTILLATION.LABELS.fine.LEVELS", "[0, 2]"))
+    assert [x.levels for x in distiller.methods] == [[1], [3, 4], [0, 2]]
+    assert [x.loss_weight for x in distiller.terms] == [0.01, 0.5, 0.01]
+    assert [x.psi for x in distiller.methods] == [0.4] * 3
+    losses = losses_of(distiller)
+    names = {f"loss_fine_grained{x}" for x in ("", "_coarse", "_fine")}
+    assert set(losses) == {"loss_cls", "loss_box_reg"} | names
+    assert len({losses[x].item() for x in names}) == 3
+    # Each has adaptation layers of its own, in the checkpoint too.
+    state = DistillationState(distiller).state_dict()["methods"]
+    assert {x.rsplit(".", 1)[0] for x in state} == {
+        *("0.adaptation.1", "1.adaptation.3", "1.adaptation.4"),
+        *("2.adaptation.0", "2.adaptation.2"),
+    }
+    # A config that a run has written is read again.
+    cfg = labelled_cfg(folder)
+    (folder / "dumped.yaml").write_text(cfg.dump())
+    assert load_config(str(folder / "dumped.yaml")) == cfg
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("METHODS", ["FineGrained:rough"], "'FineGrained:rough', but there is no node LABELS.rou"),
+        ("METHODS", ["FineGrained:fine"] * 2, "names a method twice"),
+        ("METHODS", ["SoftLabels:coarse"], "LABELS.coarse, for SoftLabels: .*LEVELS"),
+        ("LABELS.coarse.LOSS_WEIGHT", -0.5, "LABELS.coarse.LOSS_WEIGHT is -0.5, below 0"),
+    ],
+)
+def test_labels_that_make_no_sense(folder, key, value, words):
+    cfg = labelled_cfg(folder, f"DISTILLATION.{key}", str(value))
+    with pytest.raises(ValueError, match=words):
+        check_config(cfg)
 
 
 # ---------------------------------------------------------------- weights over time

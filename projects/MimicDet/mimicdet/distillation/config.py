@@ -17,7 +17,13 @@ def add_distillation_config(cfg: CN) -> None:
 
     # Methods of the teacher below, each by the name of its class and of its node of settings;
     # empty: none. MimicDet's own mimic loss is MODEL.MIMICDET.MIMIC and is not listed here.
+    # A method may come once more as "Name:label", which appends _label to its losses' names.
     _C.METHODS = []
+    # What a label changes in the settings of its method: a node for each label, with some keys of
+    # DISTILLATION.<Name>. A file names them, overrides of a command line may change them:
+    #   METHODS: ["FeatureImitation", "FeatureImitation:coarse"]
+    #   LABELS: {coarse: {LEVELS: [3, 4], LOSS_WEIGHT: 0.01}}
+    _C.LABELS = CN(new_allowed=True)
 
     # ---------------------------------------------------------------- the teacher
     _C.TEACHER = CN()
@@ -47,25 +53,57 @@ def _with_schedule(settings: CN) -> CN:
     return node
 
 
+def split_entry(entry: str) -> tuple[str, str]:
+    """(name, label) of an entry of METHODS, "Name" or "Name:label"; the label may be ""."""
+    name, _, label = entry.partition(":")
+    return name, label
+
+
+def with_label(cfg: CN, entry: str) -> CN:
+    """
+    The config for a method's entry in METHODS: DISTILLATION.<Name> holds what its label changes.
+    Raises KeyError or ValueError for keys that the method lacks and values of another type.
+    """
+    name, label = split_entry(entry)
+    if label:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DISTILLATION[name].merge_from_other_cfg(cfg.DISTILLATION.LABELS[label])
+    return cfg
+
+
 @config_check
 def check_distillation_config(cfg: CN) -> list[str]:
     """Every contradiction in DISTILLATION, a line each; no file is looked at."""
     node = cfg.DISTILLATION
-    known = sorted(name for name in node if name not in ("METHODS", "TEACHER"))
-    problems = []
-    for name in node.METHODS:
-        if name not in known:
-            problems.append(
-                f"DISTILLATION.METHODS names {name!r}, which is none of {', '.join(known)}"
-            )
-            continue
-        for key in ("LOSS_WEIGHT", "WARMUP_ITERS", "STOP_ITER"):
-            if node[name][key] < 0:
-                problems.append(f"DISTILLATION.{name}.{key} is {node[name][key]}, below 0")
+    problems = [problem for entry in node.METHODS for problem in _check_entry(cfg, entry)]
     if len(set(node.METHODS)) < len(node.METHODS):
-        problems.append(f"DISTILLATION.METHODS {list(node.METHODS)} names a method twice")
+        problems.append(
+            f"DISTILLATION.METHODS {list(node.METHODS)} names a method twice: the second can be "
+            '"Name:label", see DISTILLATION.LABELS'
+        )
     if node.METHODS and not (node.TEACHER.CONFIG_FILE and node.TEACHER.WEIGHTS):
         problems.append("DISTILLATION.METHODS needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS")
     if not node.METHODS and (node.TEACHER.CONFIG_FILE or node.TEACHER.WEIGHTS):
         problems.append("DISTILLATION.TEACHER is set, but METHODS is empty")
     return problems
+
+
+def _check_entry(cfg: CN, entry: str) -> list[str]:
+    node = cfg.DISTILLATION
+    known = sorted(name for name in node if name not in ("METHODS", "LABELS", "TEACHER"))
+    name, label = split_entry(entry)
+    if name not in known:
+        return [f"DISTILLATION.METHODS names {name!r}, which is none of {', '.join(known)}"]
+    if label and label not in node.LABELS:
+        return [f"DISTILLATION.METHODS names {entry!r}, but there is no node LABELS.{label}"]
+    try:
+        settings = with_label(cfg, entry).DISTILLATION[name]
+    except (KeyError, ValueError) as error:  # of a merge of configs, which says which key
+        return [f"DISTILLATION.LABELS.{label}, for {name}: {error.args[0]}"]
+    source = f"LABELS.{label}" if label else name
+    return [
+        f"DISTILLATION.{source}.{key} is {settings[key]}, below 0"
+        for key in ("LOSS_WEIGHT", "WARMUP_ITERS", "STOP_ITER")
+        if settings[key] < 0
+    ]

@@ -1,8 +1,8 @@
-"""Puts the seam into a training step: the student's losses and every method's, in one dict."""
+"""Distillation in a training step: the student's losses and every method's, in one dict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +13,7 @@ from ..config import check_config
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
+from .config import split_entry, with_label
 from .methods.base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
 from .pairing import check_pair
 from .teacher import (
@@ -22,6 +23,8 @@ from .teacher import (
     load_teacher_config,
 )
 from .tensors import DetectorTensors
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class Term:
     loss_weight: float = 1.0
     warmup_iters: int = 0
     stop_iter: int = 0
+    label: str = ""  # tells the losses and metrics of a method's second term from its first's
+
+    def labelled(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Losses or metrics of the method by the names that the trainer sees."""
+        suffix = self.label and f"_{self.label}"
+        return {f"{name}{suffix}": value for name, value in values.items()}
 
     def weight(self, iteration: int) -> float:
         """The factor of the losses; it reaches loss_weight in iteration warmup_iters - 1."""
@@ -76,7 +85,7 @@ class Distiller(nn.Module):
         self.terms = tuple(terms)
         self.methods = nn.ModuleList(term.method for term in terms)
         self.autocast_dtype = autocast_dtype
-        names = [name for term in terms for name in term.method.loss_names]
+        names = [x for term in terms for x in term.labelled(dict.fromkeys(term.method.loss_names))]
         if len(set(names)) < len(names):
             raise UserError(f"two distillation methods write the same loss: {sorted(names)}")
 
@@ -99,13 +108,13 @@ class Distiller(nn.Module):
         seen: dict[FrozenTeacher, DetectorTensors] = {}
         for term in self.terms:
             if term.stopped(iteration):
-                found, metrics = term.method.stopped(self.student.device), {}
-            else:
-                teacher = self._teacher(term, batched_inputs, student, seen)
-                found = term.method(student, teacher)
-                metrics = term.method.metrics(found)
-            _add(losses, found, term, iteration)
-            if storage:
+                _add(losses, term.method.stopped(self.student.device), term, iteration)
+                continue
+            teacher = self._teacher(term, batched_inputs, student, seen)
+            result = term.method(student, teacher)
+            _add(losses, result, term, iteration)
+            if storage:  # metrics make the CPU wait for a GPU
+                metrics = term.labelled(term.method.metrics(result))
                 storage.put_scalars(**metrics, smoothing_hint=True)
         return losses
 
@@ -128,18 +137,19 @@ class Distiller(nn.Module):
         return list(dict.fromkeys(term.teacher for term in self.terms if term.teacher))
 
 
-def _add(losses: dict[str, Tensor], found: dict[str, Tensor], term: Term, iteration: int) -> None:
+def _add(losses: dict[str, Tensor], result: dict[str, Tensor], term: Term, iteration: int) -> None:
     name = type(term.method).__name__
-    if set(found) != set(term.method.loss_names):
+    if set(result) != set(term.method.loss_names):
         raise ValueError(
-            f"{name} returned the losses {sorted(found)} and announced "
+            f"{name} returned the losses {sorted(result)} and announced "
             f"{sorted(term.method.loss_names)}"
         )
-    twice = losses.keys() & found.keys()
+    weight = term.weight(iteration)
+    added = term.labelled({key: weight * loss for key, loss in result.items()})
+    twice = losses.keys() & added.keys()
     if twice:
         raise ValueError(f"{name} writes losses twice: {sorted(twice)}")
-    weight = term.weight(iteration)
-    losses.update({key: weight * loss for key, loss in found.items()})
+    losses.update(added)
 
 
 class DistillationState:
@@ -208,14 +218,13 @@ def _taught_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
     teacher = build_teacher(
         cfg, teacher_cfg, config_file=node.CONFIG_FILE, weights=node.WEIGHTS, amp=node.AMP
     )
-    methods = [
-        DISTILLATION_REGISTRY.get(name)(cfg, adapter.layout, teacher.adapter.layout)
-        for name in cfg.DISTILLATION.METHODS
-    ]
-    check_pair(methods, adapter, teacher.adapter, teacher.source)
     terms = []
-    for method in methods:
-        settings = settings_of(cfg, type(method))
+    for entry in cfg.DISTILLATION.METHODS:
+        name, label = split_entry(entry)
+        own_cfg = with_label(cfg, entry)
+        method = DISTILLATION_REGISTRY.get(name)(own_cfg, adapter.layout, teacher.adapter.layout)
+        settings = settings_of(own_cfg, type(method))
         schedule = settings.LOSS_WEIGHT, settings.WARMUP_ITERS, settings.STOP_ITER
-        terms.append(Term(method, teacher, *schedule))
+        terms.append(Term(method, teacher, *schedule, label=label))
+    check_pair([term.method for term in terms], adapter, teacher.adapter, teacher.source)
     return terms
