@@ -10,7 +10,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 
 from mimicdet.data import MimicDatasetMapper, output_name, register_datasets
-from mimicdet.data.catalog import parse_coco_address, parse_voc_address
+from mimicdet.data.datasets.coco import parse_coco_address
+from mimicdet.data.datasets.voc import parse_voc_address
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

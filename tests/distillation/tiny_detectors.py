@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from torch import nn
 
+from mimicdet import Distiller, build_distiller
 from mimicdet.config import load_config
 from tests.helpers import NUM_CLASSES, P3_BOX, P4_BOX, make_input, small_cfg
 
@@ -120,3 +122,15 @@ def taught_cfg(folder: Path, family: str, methods: list[str], **changes: Any) ->
         "DISTILLATION__TEACHER__WEIGHTS": str(folder / "teacher.pth"),
     }
     return tiny_cfg(family, **{**pairing, **changes})
+
+
+def distiller_of(cfg: CfgNode, seed: int = 0) -> Distiller:
+    """A seeded student of the config with its methods, in training mode."""
+    torch.manual_seed(seed)
+    student = build_tiny(cfg.MODEL.META_ARCHITECTURE, seed)
+    return build_distiller(cfg, student).train()
+
+
+def losses_of(distiller: nn.Module, inputs: list = INPUTS, iteration: int = 0) -> dict[str, Any]:
+    with EventStorage(iteration):
+        return distiller(inputs)

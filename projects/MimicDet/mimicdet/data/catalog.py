@@ -1,10 +1,9 @@
 """
-Data sets named in a config: the embedded one, and a user's own by address, without Python.
+Data sets named in a config: the embedded one, and custom ones by address, without Python.
 
-An entry of DATASETS.TRAIN or DATASETS.TEST is the name of a registered data set or an address:
-"coco:ANNOTATIONS.json:IMAGE_FOLDER" (":IMAGE_FOLDER" may be left out), "voc:FOLDER:SPLIT" or
-"kitti:LABEL_FOLDER:IMAGE_FOLDER:IDS.txt" (":IDS.txt" may be left out). The address is the data
-set's name in Detectron2's catalogs.
+An entry of DATASETS.TRAIN or DATASETS.TEST is the name of a registered data set or an address, see
+addresses.py and the files of datasets/. The address is the data set's name in Detectron2's
+catalogs.
 """
 
 import difflib
@@ -19,19 +18,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ..utils.errors import UserError, file_errors
+from .addresses import find_kind, how_to_write
 from .cache import cache_root
-from .datasets.coco import register_coco
-from .datasets.kitti import register_kitti
 from .datasets.shape_drawing import SHAPE_NAMES
 from .datasets.shapes import NUM_IMAGES, SHAPES_VERSION, SPLITS, write_shapes
-from .datasets.voc import register_voc
 
 logger = logging.getLogger(__name__)
-
-_HOW_TO = (
-    "coco:ANNOTATIONS.json:IMAGE_FOLDER, coco:ANNOTATIONS.json, voc:FOLDER:SPLIT or "
-    "kitti:LABEL_FOLDER:IMAGE_FOLDER:IDS.txt"
-)
 
 
 def register_embedded() -> None:
@@ -79,42 +71,12 @@ def register_datasets(cfg: CfgNode) -> None:
     for name in names:
         if name in DatasetCatalog:
             continue
-        if name.startswith("coco:"):
-            register_coco(name, *parse_coco_address(name))
-        elif name.startswith("voc:"):
-            register_voc(name, *parse_voc_address(name))
-        elif name.startswith("kitti:"):
-            register_kitti(name, *parse_kitti_address(name))
-        else:
+        kind = find_kind(name)
+        if kind is None:
             raise UserError(_unknown_name(cfg, name))
+        kind.register(name, *kind.parse(name))
     classes = _common_classes(names)
     _set_num_classes(cfg, classes)
-
-
-def parse_coco_address(address: str) -> tuple[str, str | None]:
-    """(annotation file, image folder or None) of "coco:ANNOTATIONS.json[:IMAGE_FOLDER]"."""
-    rest = address.removeprefix("coco:")
-    match = re.fullmatch(r"(.+?\.json)(?::(.*))?", rest)
-    file, folder = match.groups() if match else (rest.partition(":")[0], rest.partition(":")[2])
-    if not file:
-        raise UserError(f"data set {address!r} names no file; write {_HOW_TO}")
-    return file, folder or None
-
-
-def parse_voc_address(address: str) -> tuple[str, str]:
-    """(folder, split) of "voc:FOLDER:SPLIT"."""
-    folder, _, split = address.removeprefix("voc:").rpartition(":")
-    if not folder or not split:
-        raise UserError(f"data set {address!r} is no voc:FOLDER:SPLIT")
-    return folder, split
-
-
-def parse_kitti_address(address: str) -> tuple[str, str, str | None]:
-    """(label folder, image folder, file of ids or None) of "kitti:LABELS:IMAGES[:IDS.txt]"."""
-    parts = address.removeprefix("kitti:").split(":")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise UserError(f"data set {address!r} is no kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]")
-    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
 
 def output_name(name: str) -> str:
@@ -124,16 +86,8 @@ def output_name(name: str) -> str:
     """
     if re.fullmatch(r"[\w-][\w.-]*", name):
         return name
-    if name.startswith("coco:"):
-        readable = "coco_" + Path(parse_coco_address(name)[0]).stem
-    elif name.startswith("voc:"):
-        folder, split = parse_voc_address(name)
-        readable = f"voc_{Path(folder).name}_{split}"
-    elif name.startswith("kitti:"):
-        labels, _, ids = parse_kitti_address(name)
-        readable = f"kitti_{Path(ids or labels).stem}"
-    else:
-        readable = name
+    kind = find_kind(name)
+    readable = f"{name.partition(':')[0]}_{kind.readable(*kind.parse(name))}" if kind else name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return re.sub(r"[^\w-]+", "_", readable).strip("_") + "_" + digest
 
@@ -143,8 +97,8 @@ def _unknown_name(cfg: CfgNode, name: str) -> str:
     close = difflib.get_close_matches(name, list(DatasetCatalog.keys()), n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return (
-        f"{key}: {name!r} is neither a registered data set nor an address of your own data.{hint} "
-        f"An address is {_HOW_TO}."
+        f"{key}: {name!r} is neither a registered data set nor a data address.{hint} "
+        f"An address is {how_to_write()}."
     )
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ...utils.errors import UserError, read_json
+from ..addresses import address_kind
 from ..cache import cache_root
 from ..problems import Problems
+
+USAGE = "coco:ANNOTATIONS.json:IMAGE_FOLDER, coco:ANNOTATIONS.json"
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,17 @@ _LISTS = ("images", "annotations", "categories")
 _OUTSIDE_TOLERANCE = 0.5
 
 
+def parse_coco_address(address: str) -> tuple[str, str | None]:
+    """(annotation file, image folder or None) of "coco:ANNOTATIONS.json[:IMAGE_FOLDER]"."""
+    rest = address.removeprefix("coco:")
+    match = re.fullmatch(r"(.+?\.json)(?::(.*))?", rest)
+    file, folder = match.groups() if match else (rest.partition(":")[0], rest.partition(":")[2])
+    if not file:
+        raise UserError(f"data set {address!r} names no file; write {USAGE}")
+    return file, folder or None
+
+
+@address_kind(USAGE, parse_coco_address, lambda file, folder: Path(file).stem)
 def register_coco(name: str, json_file: str, image_root: str | None = None) -> None:
     """
     Check a COCO detection file and register it in Detectron2's catalogs as `name`.

@@ -20,7 +20,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from ...utils.errors import UserError, read_text
+from ..addresses import address_kind
 from ..problems import Problems, read_image_list
+
+USAGE = "kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]"
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,15 @@ class KittiObject:
     box: tuple[float, float, float, float]  # XYXY, pixels from 0
 
 
+def parse_kitti_address(address: str) -> tuple[str, str, str | None]:
+    """(label folder, image folder, file of ids or None) of "kitti:LABELS:IMAGES[:IDS.txt]"."""
+    parts = address.removeprefix("kitti:").split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UserError(f"data set {address!r} is no {USAGE}")
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+
+@address_kind(USAGE, parse_kitti_address, lambda labels, _, ids: Path(ids or labels).stem)
 def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | None) -> None:
     """
     Check KITTI labels and register them in Detectron2's catalogs as `name`.
@@ -132,20 +144,20 @@ def parse_label(line: str) -> KittiObject:
     """One line of a label file; ValueError that says what is wrong with it."""
     words = line.split()
     if len(words) != _FIELDS:
-        raise ValueError(f"not {_FIELDS} fields")
+        raise UserError(f"not {_FIELDS} fields")
     if words[0] not in TYPES:
-        raise ValueError(f"unknown type {words[0]!r}")
+        raise UserError(f"unknown type {words[0]!r}")
     try:
         numbers = [float(word) for word in words[1:]]
     except ValueError:
-        raise ValueError("a field behind the type that is no number") from None
+        raise UserError("a field behind the type that is no number") from None
     if not all(math.isfinite(x) for x in numbers):
-        raise ValueError("a field behind the type that is no number")
+        raise UserError("a field behind the type that is no number")
     truncated, occluded, _, *box = numbers[:7]
     if occluded not in (-1, 0, 1, 2, 3):
-        raise ValueError("occlusion that is not 0, 1, 2, 3 or -1")
+        raise UserError("occlusion that is not 0, 1, 2, 3 or -1")
     if box[2] <= box[0] or box[3] <= box[1]:
-        raise ValueError("box without area")
+        raise UserError("box without area")
     return KittiObject(words[0], truncated, int(occluded), (box[0], box[1], box[2], box[3]))
 
 

@@ -18,8 +18,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ...utils.errors import UserError, file_errors
+from ..addresses import address_kind
 from ..cache import cache_root, new_folder
 from ..problems import Problems, read_image_list
+
+USAGE = "voc:FOLDER:SPLIT"
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,15 @@ class VocImage:
     objects: list[VocObject] = field(default_factory=list)
 
 
+def parse_voc_address(address: str) -> tuple[str, str]:
+    """(folder, split) of "voc:FOLDER:SPLIT"."""
+    folder, _, split = address.removeprefix("voc:").rpartition(":")
+    if not folder or not split:
+        raise UserError(f"data set {address!r} is no {USAGE}")
+    return folder, split
+
+
+@address_kind(USAGE, parse_voc_address, lambda folder, split: f"{Path(folder).name}_{split}")
 def register_voc(name: str, dirname: str, split: str) -> None:
     """
     Check a Pascal VOC folder and register one split of it in Detectron2's catalogs as `name`.

@@ -1,20 +1,11 @@
-"""Distillation methods, one file each."""
+"""Distillation methods, one file each. Importing a file here registers its method."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from .base import DISTILLATION_REGISTRY, DistillationMethod
-from .feature_imitation import FeatureImitation
-from .fine_grained import FineGrained
-from .head_mimic import HeadMimic
-from .prediction_guided import PredictionGuided
-from .rank_mimicking import RankMimicking
-from .soft_labels import SoftLabels
 
-__all__ = [
-    "DISTILLATION_REGISTRY",
-    "DistillationMethod",
-    "FeatureImitation",
-    "FineGrained",
-    "HeadMimic",
-    "PredictionGuided",
-    "RankMimicking",
-    "SoftLabels",
-]
+__all__ = ["DISTILLATION_REGISTRY", "DistillationMethod"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
