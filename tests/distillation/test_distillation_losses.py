@@ -69,16 +69,6 @@ def test_no_positives_are_a_zero_in_the_graph(num_objects):
     assert loss == 0 and student.grad is not None
 
 
-def test_paired_iou_by_hand():
-    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 2, 2], [1, 1, 1, 1]])
-    others = torch.tensor([[2.0, 2, 6, 6], [0, 0, 4, 4], [5, 5, 6, 6], [1, 1, 1, 1]])
-    expected = torch.tensor([4 / 28, 1.0, 0.0, 0.0])
-    torch.testing.assert_close(L.paired_iou(boxes, others), expected)
-    boxes.requires_grad_()
-    L.paired_iou(boxes, others).sum().backward()
-    assert torch.isfinite(boxes.grad).all() and boxes.grad[0].any()
-
-
 # ---------------------------------------------------------------- features
 
 SIZES = [(3, 4), (2, 1)]

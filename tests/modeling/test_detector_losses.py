@@ -81,6 +81,16 @@ def test_aligned_iou_agrees_with_torchvision():
     assert aligned_iou(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
 
 
+def test_aligned_iou_by_hand():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 2, 2], [1, 1, 1, 1], [3, 0, 1, 4]])
+    others = torch.tensor([[2.0, 2, 6, 6], [0, 0, 4, 4], [5, 5, 6, 6], [1, 1, 1, 1], [0, 0, 4, 4]])
+    expected = torch.tensor([4 / 28, 1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(aligned_iou(boxes, others), expected)
+    boxes.requires_grad_()
+    aligned_iou(boxes, others).sum().backward()
+    assert torch.isfinite(boxes.grad).all() and boxes.grad[0].any()
+
+
 def test_distances_and_boxes_are_inverse():
     point, box = torch.tensor([[10.0, 20.0]]), torch.tensor([[4.0, 12.0, 13.0, 40.0]])
     assert box_distances(point, box).tolist() == [[6.0, 8.0, 3.0, 20.0]]

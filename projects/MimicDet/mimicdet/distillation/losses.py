@@ -15,15 +15,6 @@ from ..modeling.layers.precision import at_least_float32
 from .tensors import SOFTMAX
 
 
-def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of (P, 4) boxes with (P, 4) others, XYXY, row by row: (P,), with gradients."""
-    top_left = torch.maximum(boxes[:, :2], others[:, :2])
-    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=1)
-    areas = [(x[:, 2:] - x[:, :2]).clamp(min=0).prod(dim=1) for x in (boxes, others)]
-    return overlap / (areas[0] + areas[1] - overlap).clamp(min=1e-6)
-
-
 def grouped_log_softmax(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
     """
     Log-softmax of (P,) values over the members of each group, in one pass.

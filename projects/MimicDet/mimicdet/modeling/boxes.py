@@ -1,4 +1,4 @@
-"""Boxes as distances from a point to their four sides: pure functions."""
+"""Boxes as distances from a point to their four sides, and their IoU: pure functions."""
 
 import torch
 from torch import Tensor
@@ -56,9 +56,14 @@ def centerness(points: Tensor, boxes: Tensor) -> Tensor:
     return ratios.prod(dim=1).sqrt()
 
 
-def aligned_iou(boxes: Tensor, other: Tensor) -> Tensor:
-    """IoU of each of (b, 4) boxes with its partner in (b, 4): (b,); 0 where both are empty."""
-    low, high = torch.maximum(boxes[:, :2], other[:, :2]), torch.minimum(boxes[:, 2:], other[:, 2:])
-    overlap = (high - low).clamp(min=0).prod(dim=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (other[:, 2:] - other[:, :2]).prod(dim=1)
-    return overlap / (areas - overlap).clamp(min=torch.finfo(boxes.dtype).eps)
+def aligned_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """
+    IoU of (b, 4) boxes with (b, 4) others, XYXY, row by row: (b,), with gradients.
+
+    A box of negative size is empty; two empty boxes have 0.
+    """
+    top_left = torch.maximum(boxes[:, :2], others[:, :2])
+    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=1)
+    areas = [(x[:, 2:] - x[:, :2]).clamp(min=0).prod(dim=1) for x in (boxes, others)]
+    return overlap / (areas[0] + areas[1] - overlap).clamp(min=torch.finfo(boxes.dtype).eps)

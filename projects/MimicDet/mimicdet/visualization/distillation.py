@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..distillation import DetectorTensors
-from ..distillation.losses import channel_gap, paired_iou, rank_loss
+from ..distillation.losses import channel_gap, rank_loss
 from ..distillation.masks import near_object_masks
 from ..distillation.tensors import Positives, scores
+from ..modeling.boxes import aligned_iou
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def object_ranks(
         _object_scores(side, found, reading) for side, reading in zip((student, teacher), readings)
     ]
     boxes = [side.pred_boxes_at(found) for side in (student, teacher)]
-    ious = [paired_iou(x, found.gt_boxes) for x in boxes]
+    ious = [aligned_iou(x, found.gt_boxes) for x in boxes]
     anchors = torch.cat(student.anchors)[found.anchors]
     ranks = []
     for index in range(found.num_objects):

@@ -144,20 +144,20 @@ def parse_label(line: str) -> KittiObject:
     """One line of a label file; ValueError that says what is wrong with it."""
     words = line.split()
     if len(words) != _FIELDS:
-        raise UserError(f"not {_FIELDS} fields")
+        raise ValueError(f"not {_FIELDS} fields")
     if words[0] not in TYPES:
-        raise UserError(f"unknown type {words[0]!r}")
+        raise ValueError(f"unknown type {words[0]!r}")
     try:
         numbers = [float(word) for word in words[1:]]
     except ValueError:
-        raise UserError("a field behind the type that is no number") from None
+        raise ValueError("a field behind the type that is no number") from None
     if not all(math.isfinite(x) for x in numbers):
-        raise UserError("a field behind the type that is no number")
+        raise ValueError("a field behind the type that is no number")
     truncated, occluded, _, *box = numbers[:7]
     if occluded not in (-1, 0, 1, 2, 3):
-        raise UserError("occlusion that is not 0, 1, 2, 3 or -1")
+        raise ValueError("occlusion that is not 0, 1, 2, 3 or -1")
     if box[2] <= box[0] or box[3] <= box[1]:
-        raise UserError("box without area")
+        raise ValueError("box without area")
     return KittiObject(words[0], truncated, int(occluded), (box[0], box[1], box[2], box[3]))
 
 

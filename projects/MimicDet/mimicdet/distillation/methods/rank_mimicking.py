@@ -4,8 +4,9 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
 from torch import Tensor
 
+from ...modeling.boxes import aligned_iou
 from ...utils.errors import UserError, check_choice
-from ..losses import paired_iou, rank_loss
+from ..losses import rank_loss
 from ..tensors import DetectorLayout, DetectorTensors, Positives, scores
 from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
 
@@ -72,22 +73,25 @@ class RankMimicking(DistillationMethod):
         }
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
-        found = student.positives
+        positives = student.positives
+        sides = student, teacher
         losses = {}
         if self.class_rank:
-            ours, theirs = (
-                self._class_scores(side, found, reading)
-                for side, reading in zip((student, teacher), self.readings)
+            scores_of_both = (
+                self._class_scores(side, positives, reading)
+                for side, reading in zip(sides, self.readings)
             )
-            losses["loss_rank_cls"] = rank_loss(ours, theirs, found.objects, found.num_objects)
+            losses["loss_rank_cls"] = rank_loss(
+                *scores_of_both, positives.objects, positives.num_objects
+            )
         if self.box_rank:
-            ours, theirs = (
-                paired_iou(side.pred_boxes_at(found), found.gt_boxes) for side in (student, teacher)
+            ious = (
+                aligned_iou(side.pred_boxes_at(positives), positives.gt_boxes) for side in sides
             )
-            losses["loss_rank_loc"] = rank_loss(ours, theirs, found.objects, found.num_objects)
+            losses["loss_rank_loc"] = rank_loss(*ious, positives.objects, positives.num_objects)
         return losses
 
-    def _class_scores(self, side: DetectorTensors, found: Positives, reading: str) -> Tensor:
-        logits = side.class_logits_at(found)
+    def _class_scores(self, side: DetectorTensors, positives: Positives, reading: str) -> Tensor:
+        logits = side.class_logits_at(positives)
         values = scores(logits, reading) if self.class_scores == "probability" else logits
-        return values.gather(1, found.gt_classes[:, None]).squeeze(1)
+        return values.gather(1, positives.gt_classes[:, None]).squeeze(1)

@@ -1,5 +1,6 @@
-"""What ATSS and GFL share: anchors, assignment, labels and inference."""
+"""What ATSS, GFL and MultiClassRPN share: labels and inference; ATSS and GFL: assignment too."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from ...utils.errors import UserError, check_choices
-from ..assignment import atss_assign
+from ...utils.errors import UserError
+from ..backbone.pyramid import level_shapes
+from ..targets import atss_assign
 
 
 def process_mean(x: Tensor) -> Tensor:
@@ -32,131 +34,81 @@ def log_positives(gt_labels: list[Tensor], num_classes: int) -> None:
         get_event_storage().put_scalar("num_pos_anchors", positives / len(gt_labels))
 
 
-class AdaptiveDetector(DenseDetector):
+@dataclass(frozen=True)
+class DetectionSettings:
+    """What becomes a detection; the names are those of Detectron2's dense detectors."""
+
+    test_score_thresh: float
+    test_topk_candidates: int  # of each level, before NMS
+    test_nms_thresh: float
+    max_detections_per_image: int
+
+    @classmethod
+    def of_retinanet(cls, cfg) -> "DetectionSettings":
+        keys = cfg.MODEL.RETINANET
+        return cls(
+            keys.SCORE_THRESH_TEST,
+            keys.TOPK_CANDIDATES_TEST,
+            keys.NMS_THRESH_TEST,
+            cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+
+
+class AnchorDetector(DenseDetector):
     """
-    A dense detector with one square anchor a location and ATSS assignment.
+    A dense detector that says which object an anchor is a positive of (match_anchors).
 
     Like Detectron2's RetinaNet and FCOS it has anchor_generator, box2box_transform, label_anchors,
-    losses, forward_inference and inference_single_image; beyond them match_anchors (which object
-    an anchor is a positive of).
+    losses, forward_inference and inference_single_image.
     """
 
-    @configurable
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        head: nn.Module,
-        head_in_features: list[str],
         anchor_generator: nn.Module,
         box2box_transform: Any,
         num_classes: int,
-        assignment_topk: int,
-        test_score_thresh: float,
-        test_topk_candidates: int,
-        test_nms_thresh: float,
-        max_detections_per_image: int,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        detection: DetectionSettings,
+        **kwargs,
     ):
         """
         Args:
-            backbone, head, head_in_features, pixel_mean, pixel_std: see DenseDetector.
-            anchor_generator: must give one anchor a location.
             box2box_transform: apply_deltas(values, anchors) gives the predicted boxes.
-            assignment_topk: candidates a level for each object.
-            test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image: as
-                in RetinaNet.
-
-        Raises:
-            UserError: several anchors a location.
+            kwargs: see DenseDetector.
         """
-        super().__init__(
-            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
-        )
-        if any(count != 1 for count in anchor_generator.num_anchors):
-            raise UserError(
-                "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS must give one anchor a location, "
-                f"got {anchor_generator.num_anchors}"
-            )
+        super().__init__(**kwargs)
         self.anchor_generator = anchor_generator
         self.box2box_transform = box2box_transform
         self.num_classes = num_classes
-        self.assignment_topk = assignment_topk
-        self.test_score_thresh = test_score_thresh
-        self.test_topk_candidates = test_topk_candidates
-        self.test_nms_thresh = test_nms_thresh
-        self.max_detections_per_image = max_detections_per_image
+        self.detection = detection
 
-    @classmethod
-    def from_config(cls, cfg):
-        backbone = build_backbone(cfg)
-        keys = cfg.MODEL.RETINANET
-        check_choices("MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape())
-        shapes = [backbone.output_shape()[name] for name in keys.IN_FEATURES]
-        return {
-            "backbone": backbone,
-            "head": cls.build_head(cfg, shapes),
-            "head_in_features": keys.IN_FEATURES,
-            "anchor_generator": build_anchor_generator(cfg, shapes),
-            "box2box_transform": cls.build_transform(cfg, shapes),
-            "num_classes": keys.NUM_CLASSES,
-            "assignment_topk": cfg.MODEL.ATSS.TOPK,
-            "test_score_thresh": keys.SCORE_THRESH_TEST,
-            "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": keys.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
-
-    @classmethod
-    def build_head(cls, cfg, input_shape):
-        """The head for levels of these shapes."""
-        raise TypeError(f"{cls.__name__} must define build_head")
-
-    @classmethod
-    def build_transform(cls, cfg, input_shape):
-        """What makes boxes of the head's box values."""
-        raise TypeError(f"{cls.__name__} must define build_transform")
-
-    @torch.no_grad()
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
         """
         The positives of each object.
 
         Returns:
-            N x (R,) int64: index of the object in the image's gt_instances, -1 for background.
+            N x (R,) int64: index of the object in the image's gt_instances, -1 for background, -2
+            for ignored anchors.
         """
-        all_anchors = Boxes.cat(anchors).tensor
-        counts = [len(x) for x in anchors]
-        return [
-            atss_assign(all_anchors, counts, x.gt_boxes.tensor, self.assignment_topk)
-            for x in gt_instances
-        ]
+        raise TypeError(f"{type(self).__name__} must define match_anchors")
 
     @torch.no_grad()
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """
-        As RetinaNet.label_anchors, without ignored anchors.
-
-        Returns:
-            N x (R,) classes, num_classes for background; N x (R, 4) boxes of the matched objects,
-            meaningless for background.
+        As RetinaNet.label_anchors: N x (R,) classes, num_classes for background, -1 for ignored
+        anchors; N x (R, 4) boxes of the matched objects, meaningless elsewhere.
         """
         labels, boxes = [], []
         for matched, instances in zip(self.match_anchors(anchors, gt_instances), gt_instances):
-            background = matched < 0
             if len(instances) == 0:
                 labels.append(torch.full_like(matched, self.num_classes))
                 boxes.append(instances.gt_boxes.tensor.new_zeros(len(matched), 4))
                 continue
             object_ids = matched.clamp(min=0)
-            labels.append(
-                instances.gt_classes[object_ids].masked_fill(background, self.num_classes)
-            )
+            classes = instances.gt_classes[object_ids].masked_fill(matched == -1, self.num_classes)
+            labels.append(classes.masked_fill(matched == -2, -1))
             boxes.append(instances.gt_boxes.tensor[object_ids])
         return labels, boxes
 
@@ -173,18 +125,81 @@ class AdaptiveDetector(DenseDetector):
         Args:
             scores: L x (Rl, K) in [0, 1]; deltas: L x (Rl, values a box).
         """
+        settings = self.detection
         candidates = self._decode_multi_level_predictions(
             anchors,
             scores,
             deltas,
-            self.test_score_thresh,
-            self.test_topk_candidates,
+            settings.test_score_thresh,
+            settings.test_topk_candidates,
             image_size,
         )
         keep = batched_nms(
             candidates.pred_boxes.tensor,
             candidates.scores,
             candidates.pred_classes,
-            self.test_nms_thresh,
+            settings.test_nms_thresh,
         )
-        return candidates[keep[: self.max_detections_per_image]]
+        return candidates[keep[: settings.max_detections_per_image]]
+
+
+class AdaptiveDetector(AnchorDetector):
+    """A dense detector with one square anchor a location and ATSS assignment."""
+
+    @configurable
+    def __init__(self, *, assignment_topk: int, **kwargs):
+        """
+        Args:
+            assignment_topk: candidates a level for each object.
+            kwargs: see AnchorDetector.
+
+        Raises:
+            ValueError: several anchors a location.
+        """
+        super().__init__(**kwargs)
+        if any(count != 1 for count in self.anchor_generator.num_anchors):
+            raise UserError(
+                "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS must give one anchor a location, "
+                f"got {self.anchor_generator.num_anchors}"
+            )
+        self.assignment_topk = assignment_topk
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        keys = cfg.MODEL.RETINANET
+        shapes = level_shapes(
+            "MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape()
+        )
+        return {
+            "backbone": backbone,
+            "head": cls.build_head(cfg, shapes),
+            "head_in_features": keys.IN_FEATURES,
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "box2box_transform": cls.build_transform(cfg, shapes),
+            "num_classes": keys.NUM_CLASSES,
+            "assignment_topk": cfg.MODEL.ATSS.TOPK,
+            "detection": DetectionSettings.of_retinanet(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @classmethod
+    def build_head(cls, cfg, input_shape):
+        """The head for levels of these shapes."""
+        raise TypeError(f"{cls.__name__} must define build_head")
+
+    @classmethod
+    def build_transform(cls, cfg, input_shape):
+        """What makes boxes of the head's box values."""
+        raise TypeError(f"{cls.__name__} must define build_transform")
+
+    @torch.no_grad()
+    def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
+        """See AnchorDetector; no anchor is ignored."""
+        all_anchors = Boxes.cat(anchors).tensor
+        counts = [len(x) for x in anchors]
+        return [
+            atss_assign(all_anchors, counts, x.gt_boxes.tensor, self.assignment_topk)
+            for x in gt_instances
+        ]

@@ -8,8 +8,9 @@ from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ...utils.errors import check_choices
+from ..backbone.pyramid import level_shapes
 from ..layers.precision import at_least_float32
+from .adaptive import DetectionSettings
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,8 +31,9 @@ class FCOS(Detectron2FCOS):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         keys = cfg.MODEL.RETINANET
-        check_choices("MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape())
-        shapes = [backbone.output_shape()[name] for name in keys.IN_FEATURES]
+        shapes = level_shapes(
+            "MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape()
+        )
         head = FCOSHead(
             input_shape=shapes,
             num_classes=keys.NUM_CLASSES,
@@ -47,10 +49,7 @@ class FCOS(Detectron2FCOS):
             "center_sampling_radius": cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS,
             "focal_loss_alpha": keys.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": keys.FOCAL_LOSS_GAMMA,
-            "test_score_thresh": keys.SCORE_THRESH_TEST,
-            "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": keys.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            **vars(DetectionSettings.of_retinanet(cfg)),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }

@@ -3,18 +3,16 @@
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
-from ...utils.errors import check_choices
+from ..backbone.pyramid import level_shapes
 from ..layers.precision import at_least_float32
-from .adaptive import log_positives, process_mean
+from .adaptive import AnchorDetector, DetectionSettings, log_positives, process_mean
 
 
 class MultiClassRPNHead(nn.Module):
@@ -41,7 +39,7 @@ class MultiClassRPNHead(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class MultiClassRPN(DenseDetector):
+class MultiClassRPN(AnchorDetector):
     """
     One map, several anchors a location, softmax over classes and background.
 
@@ -53,52 +51,29 @@ class MultiClassRPN(DenseDetector):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        head: nn.Module,
-        head_in_features: list[str],
-        anchor_generator: nn.Module,
-        box2box_transform: Box2BoxTransform,
         anchor_matcher: Matcher,
-        num_classes: int,
         batch_size_per_image: int,
         positive_fraction: float,
         box_loss_weight: float,
-        test_score_thresh: float,
-        test_topk_candidates: int,
-        test_nms_thresh: float,
-        max_detections_per_image: int,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        **kwargs,
     ):
         """
         Args:
-            backbone, head, head_in_features, pixel_mean, pixel_std: see DenseDetector.
-            anchor_generator, box2box_transform, anchor_matcher: as in RetinaNet.
+            anchor_matcher: as in RetinaNet.
             batch_size_per_image, positive_fraction: anchors that the loss is computed for.
-            test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image: as
-                in RetinaNet.
+            kwargs: see AnchorDetector.
         """
-        super().__init__(
-            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
-        )
-        self.anchor_generator = anchor_generator
-        self.box2box_transform = box2box_transform
+        super().__init__(**kwargs)
         self.anchor_matcher = anchor_matcher
-        self.num_classes = num_classes
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
         self.box_loss_weight = box_loss_weight
-        self.test_score_thresh = test_score_thresh
-        self.test_topk_candidates = test_topk_candidates
-        self.test_nms_thresh = test_nms_thresh
-        self.max_detections_per_image = max_detections_per_image
 
     @classmethod
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
-        check_choices("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone.output_shape())
-        shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in rpn.IN_FEATURES]
+        shapes = level_shapes("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone.output_shape())
         anchor_generator = build_anchor_generator(cfg, shapes)
         head = MultiClassRPNHead(
             shapes[0].channels, anchor_generator.num_anchors[0], heads.NUM_CLASSES
@@ -116,10 +91,12 @@ class MultiClassRPN(DenseDetector):
             "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": rpn.POSITIVE_FRACTION,
             "box_loss_weight": rpn.BBOX_REG_LOSS_WEIGHT,
-            "test_score_thresh": heads.SCORE_THRESH_TEST,
-            "test_topk_candidates": rpn.PRE_NMS_TOPK_TEST,
-            "test_nms_thresh": heads.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "detection": DetectionSettings(
+                heads.SCORE_THRESH_TEST,
+                rpn.PRE_NMS_TOPK_TEST,
+                heads.NMS_THRESH_TEST,
+                cfg.TEST.DETECTIONS_PER_IMAGE,
+            ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -142,11 +119,8 @@ class MultiClassRPN(DenseDetector):
     @torch.no_grad()
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
         """
-        The positives of each object.
-
-        Returns:
-            N x (R,) int64: index of the object in the image's gt_instances, -1 for background, -2
-            for anchors between the two thresholds, which are ignored. A box without area has none.
+        See AnchorDetector; anchors between the two thresholds are ignored, and a box without area
+        has no positives.
         """
         all_anchors = Boxes.cat(anchors)
         matched = []
@@ -159,26 +133,6 @@ class MultiClassRPN(DenseDetector):
             object_ids = object_ids.masked_fill(labels == 0, -1)
             matched.append(object_ids.masked_fill(labels == -1, -2))
         return matched
-
-    @torch.no_grad()
-    def label_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """
-        As RetinaNet.label_anchors: N x (R,) classes, num_classes for background, -1 for ignored
-        anchors; N x (R, 4) boxes of the matched objects, meaningless elsewhere.
-        """
-        labels, boxes = [], []
-        for matched, instances in zip(self.match_anchors(anchors, gt_instances), gt_instances):
-            if len(instances) == 0:
-                labels.append(torch.full_like(matched, self.num_classes))
-                boxes.append(instances.gt_boxes.tensor.new_zeros(len(matched), 4))
-                continue
-            object_ids = matched.clamp(min=0)
-            classes = instances.gt_classes[object_ids].masked_fill(matched == -1, self.num_classes)
-            labels.append(classes.masked_fill(matched == -2, -1))
-            boxes.append(instances.gt_boxes.tensor[object_ids])
-        return labels, boxes
 
     def losses(
         self,
@@ -236,19 +190,3 @@ class MultiClassRPN(DenseDetector):
             )
             for i, image_size in enumerate(images.image_sizes)
         ]
-
-    def inference_single_image(
-        self,
-        anchors: list[Boxes],
-        scores: list[Tensor],
-        deltas: list[Tensor],
-        image_size: tuple[int, int],
-    ) -> Instances:
-        """Best candidates, NMS class by class, best of all; scores: L x (Rl * A, K)."""
-        found = self._decode_multi_level_predictions(
-            anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, image_size
-        )
-        keep = batched_nms(
-            found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh
-        )
-        return found[keep[: self.max_detections_per_image]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimicdet.modeling.assignment import (
+from mimicdet.modeling.targets import (
     adaptive_thresholds,
     atss_assign,
     centers_inside,
