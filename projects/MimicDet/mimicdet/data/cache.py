@@ -25,7 +25,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Yield a temporary folder beside `target` that becomes `target` when the block ends well.
 
     Readers see either the whole folder or none. When another process put `target` there in the
-    meantime, its folder stays and ours is dropped; when the block raises, nothing is left.
+    meantime, its folder stays and this one is dropped; when the block raises, nothing is left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

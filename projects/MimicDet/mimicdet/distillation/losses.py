@@ -40,9 +40,9 @@ def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor, num_objects: in
         num_objects: M; objects without a positive anchor count in it.
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
-    ours = grouped_log_softmax(student, objects, num_objects)
-    theirs = grouped_log_softmax(teacher, objects, num_objects)
-    return (theirs.exp() * (theirs - ours)).sum() / max(num_objects, 1)
+    student_ranks = grouped_log_softmax(student, objects, num_objects)
+    teacher_ranks = grouped_log_softmax(teacher, objects, num_objects)
+    return (teacher_ranks.exp() * (teacher_ranks - student_ranks)).sum() / max(num_objects, 1)
 
 
 def channel_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def prediction_guided_loss(
     Args:
         features: of each level (student, teacher), both (N, Q, Hl, Wl).
         scores: of each level (student, teacher) probabilities, both (N, C, Hl, Wl). Not in the
-            paper: with A anchors a position C is A * K.
+            paper: with A anchors a location C is A * K.
     """
     total = features[0][0].new_zeros((), dtype=torch.float32)
     for (student, teacher), (student_scores, teacher_scores) in zip(features, scores):
@@ -73,11 +73,11 @@ def masked_feature_loss(
 ) -> Tensor:
     """
     RM+PFI's Eq. 4, imitation of whole maps, or its variants with a mask (Table 5): the squared
-    difference of the features, summed over channels, mean over the positions, then over levels.
+    difference of the features, summed over channels, mean over the locations, then over levels.
 
     Args:
         features: of each level (student, teacher), both (N, Q, Hl, Wl).
-        masks: of each level (N, Hl, Wl) bool, the positions that are imitated; None: all.
+        masks: of each level (N, Hl, Wl) bool, the locations that are imitated; None: all.
     """
     total = features[0][0].new_zeros((), dtype=torch.float32)
     for (student, teacher), mask in zip(features, masks):
@@ -88,8 +88,8 @@ def masked_feature_loss(
 
 def fine_grained_loss(features: Sequence[tuple[Tensor, Tensor]], masks: Sequence[Tensor]) -> Tensor:
     """
-    FGFI's Eq. 2: 1 / (2 Np) * sum over masked positions and channels of (adapted student -
-    teacher)^2, Np the masked positions; a term a level, added up (4.2, multi-layer imitation).
+    FGFI's Eq. 2: 1 / (2 Np) * sum over masked locations and channels of (adapted student -
+    teacher)^2, Np the masked locations; a term a level, added up (4.2, multi-layer imitation).
 
     Args:
         features: of each level (adapted student, teacher), both (N, C, Hl, Wl).
@@ -116,8 +116,8 @@ def soft_label_loss(
     student = at_least_float32(student) / temperature
     teacher = at_least_float32(teacher) / temperature
     if reading == SOFTMAX:
-        ours, theirs = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
-        return (theirs.exp() * (theirs - ours)).sum() / normalizer
+        student_log, teacher_log = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+        return (teacher_log.exp() * (teacher_log - student_log)).sum() / normalizer
     # t log(t / s) + (1 - t) log((1 - t) / (1 - s)); log(1 - sigmoid(x)) is log sigmoid(-x).
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))

@@ -1,5 +1,5 @@
 """
-Which positions of a map are imitated: pure functions, without gradients.
+Which locations of a map are imitated: pure functions, without gradients.
 
 Boxes and anchors are XYXY in input pixels; a mask is (N, Hl, Wl) bool.
 """
@@ -22,10 +22,10 @@ def near_object_masks(
     iou_threshold: float = 0.5,
 ) -> Tensor:
     """
-    FGFI's imitation region of one level (3.1): positions where some anchor's IoU with some object
+    FGFI's imitation region of one level (3.1): locations where some anchor's IoU with some object
     exceeds F = psi * M, M the object's largest IoU with an anchor of the level.
 
-    psi 1 keeps nothing, as nothing exceeds M. psi 0 keeps every position of an image that has an
+    psi 1 keeps nothing, as nothing exceeds M. psi 0 keeps every location of an image that has an
     object: the paper says so, and its comparison alone would leave out where no anchor overlaps.
 
     Args:
@@ -57,7 +57,7 @@ def near_object_masks(
 def box_masks(gt_boxes: Sequence[Tensor], size: tuple[int, int], stride: int) -> Tensor:
     """
     Positions whose cell of stride x stride pixels overlaps an object: boxes scaled onto the map
-    (FGFI's -G, RM+PFI's "GT mask"). Every box covers one position at least of each level.
+    (FGFI's -G, RM+PFI's "GT mask"). Every box covers one location at least of each level.
 
     Args:
         gt_boxes: N x (Gi, 4); size: (Hl, Wl).

@@ -64,11 +64,11 @@ def _disagreements(
     problems = []
     for agreement in sorted(method.agrees_on):
         for fact in AGREEMENTS[agreement]:
-            ours, theirs = getattr(student, fact), getattr(teacher, fact)
-            if ours == theirs:
+            sides = getattr(student, fact), getattr(teacher, fact)
+            if sides[0] == sides[1]:
                 continue
             problems.append(
-                f"{fact} {_shown(ours)} of the student, {_shown(theirs)} of the teacher"
+                f"{fact} {_shown(sides[0])} of the student, {_shown(sides[1])} of the teacher"
                 + HINTS.get(fact, "")
             )
             break  # what follows of the same agreement would only repeat it

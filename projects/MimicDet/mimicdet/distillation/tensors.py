@@ -4,7 +4,7 @@ The vocabulary between detectors and distillation methods.
 A detector's adapter offers some of the attributes of `DetectorTensors`, a method asks for some of
 them by name. Shape shorthand as in structures.py, and:
 
-    A: anchors a position (1 for anchor points)     R: anchors of all levels = sum of Hl * Wl * A
+    A: anchors a location (1 for anchor points)     R: anchors of all levels = sum of Hl * Wl * A
     P: anchors that are asked about, of all images  M: ground-truth objects of the batch
 
 An anchor's index is level by level, row-major inside a level, then by A: Detectron2's order.
@@ -74,7 +74,7 @@ class DetectorTensors:
 
     @property
     def prediction_maps(self) -> list[Tensor]:
-        """L x (N, A * K, Hl, Wl) logits of every position, to be read as layout.map_scores."""
+        """L x (N, A * K, Hl, Wl) logits of every location, to be read as layout.map_scores."""
         raise self._lacks("prediction_maps")
 
     @property

@@ -11,7 +11,7 @@ from torchvision.ops import nms
 
 from .structures import HeadPredictions
 
-# Boxes that enter a first NMS at least, for each that is wanted of it: see nms_best.
+# Boxes that enter a first NMS at least, for each that is requested of it: see nms_best.
 NMS_PREFIX = 2
 
 
@@ -204,8 +204,9 @@ def best_detections(
         box in [0, R) and class in [0, K) of each detection, best first, both (at most topk,).
     """
     index, classes = torch.nonzero(scores > score_thresh, as_tuple=True)
-    found = scores[index, classes]
-    keep = nms_best(boxes[index], found, classes, nms_thresh, topk if topk >= 0 else len(found))
+    above = scores[index, classes]
+    topk = topk if topk >= 0 else len(above)
+    keep = nms_best(boxes[index], above, classes, nms_thresh, topk)
     return index[keep], classes[keep]
 
 

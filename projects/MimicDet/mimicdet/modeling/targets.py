@@ -105,7 +105,7 @@ def sample_labels(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """
-    Draw boxes for the T-head: at most num_samples * positive_fraction positives, the rest
+    Sample boxes for the T-head: at most num_samples * positive_fraction positives, the rest
     negatives (4.1), without replacement. Negatives fill the places of missing positives; missing
     negatives stay missing, as in Fast R-CNN.
 

@@ -1,5 +1,5 @@
 """
-A user's COCO JSON file: found faulty or registered, before anything trains on it.
+Custom data sets in COCO's format: checked and registered before anything trains on them.
 
 Detectron2 and pycocotools take such a file as it is and fail late: a missing "area" shows when
 the first evaluation runs, a wrong image_id as boxes that are silently dropped.

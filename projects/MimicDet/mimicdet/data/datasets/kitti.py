@@ -1,5 +1,5 @@
 """
-A user's KITTI folder (2D object detection): found faulty or registered.
+Custom data sets in KITTI's format (2D object detection): checked and registered.
 
 A label file has a line for each object with 15 fields: type, truncated, occluded, alpha, the four
 sides of the 2D box and seven numbers of the 3D box, which are not used here.
@@ -86,7 +86,7 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
         ids = read_ids(Path(split_file).expanduser())
     files = _find_images(labels, images, ids)
     objects = read_labels(labels, ids)
-    if not any(x.type in CLASSES for found in objects.values() for x in found):
+    if not any(x.type in CLASSES for of_image in objects.values() for x in of_image):
         raise UserError(f"{labels}: no {', '.join(CLASSES)} in any label file")
     records = [_to_record(i, files[i], objects[i]) for i in ids]
     DatasetCatalog.register(name, lambda: copy.deepcopy(records))

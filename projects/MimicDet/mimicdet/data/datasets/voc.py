@@ -1,5 +1,5 @@
 """
-A user's Pascal VOC folder: found faulty or registered, before anything trains on it.
+Custom data sets in Pascal VOC's format: checked and registered before anything trains on them.
 
 Detectron2 has a loader of its own, for the twenty classes of the challenge and .jpg only.
 """

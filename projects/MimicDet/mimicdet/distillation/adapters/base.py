@@ -58,5 +58,5 @@ def build_adapter(model: nn.Module, input_format: str) -> DetectorAdapter:
 
 
 def cell_anchors(generator: nn.Module) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """The anchors of one position of each level, XYXY about its centre in input pixels."""
+    """The anchors of one location of each level, XYXY about its centre in input pixels."""
     return tuple(tuple(map(tuple, level.tolist())) for level in generator.cell_anchors)

@@ -172,19 +172,19 @@ class DenseDetectorAdapter(DetectorAdapter):
 
 @ADAPTER_REGISTRY.register()
 class RetinaNetAdapter(DenseDetectorAdapter):
-    """RetinaNet: class logits and deltas of A anchors a position."""
+    """RetinaNet: class logits and deltas of A anchors a location."""
 
 
 @ADAPTER_REGISTRY.register()
 class FCOSAdapter(DenseDetectorAdapter):
-    """FCOS: one point a position, with a centerness. Its class scores are taken without it."""
+    """FCOS: one point a location, with a centerness. Its class scores are taken without it."""
 
     further_dims = (1,)
 
 
 @ADAPTER_REGISTRY.register()
 class ATSSAdapter(FCOSAdapter):
-    """ATSS: one anchor a position, with a centre-ness."""
+    """ATSS: one anchor a location, with a centre-ness."""
 
 
 @ADAPTER_REGISTRY.register()
@@ -229,13 +229,13 @@ def find_positives(
     """
     images, anchors, objects, first_object = [], [], [], 0
     for n, (labels, boxes, gt) in enumerate(zip(gt_labels, matched_boxes, gt_instances)):
-        found = torch.nonzero((labels >= 0) & (labels < num_classes)).squeeze(1)
-        same_box = (boxes[found, None] == gt.gt_boxes.tensor[None]).all(dim=2)
-        same = same_box & (labels[found, None] == gt.gt_classes[None])
-        # Without an object nothing is found, and there is no first of none.
-        objects.append(first_object + same.byte().argmax(dim=1) if len(gt) else found)
-        images.append(torch.full_like(found, n))
-        anchors.append(found)
+        positive = torch.nonzero((labels >= 0) & (labels < num_classes)).squeeze(1)
+        same_box = (boxes[positive, None] == gt.gt_boxes.tensor[None]).all(dim=2)
+        same = same_box & (labels[positive, None] == gt.gt_classes[None])
+        # Without an object nothing is positive, and there is no first of none.
+        objects.append(first_object + same.byte().argmax(dim=1) if len(gt) else positive)
+        images.append(torch.full_like(positive, n))
+        anchors.append(positive)
         first_object += len(gt)
     index = torch.cat(objects)
     return Positives(

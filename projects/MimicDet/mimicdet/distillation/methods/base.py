@@ -1,4 +1,4 @@
-"""The seam: a method is a function of student and teacher tensors, added to the loss dict."""
+"""The distillation interface: a function of student and teacher tensors that gives losses."""
 
 from typing import Any
 

@@ -31,7 +31,7 @@ class FeatureImitation(FeatureMethod):
     ):
         """
         Args:
-            mask: one of MASKS. "positives": positions with a positive anchor by the student's
+            mask: one of MASKS. "positives": locations with a positive anchor by the student's
                 assignment; "negatives": all others; "boxes": inside ground-truth boxes.
             strides, anchors_per_position: of the student's levels.
             kwargs: see FeatureMethod.

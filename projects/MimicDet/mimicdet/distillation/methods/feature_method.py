@@ -78,8 +78,10 @@ class FeatureMethod(DistillationMethod):
         self, student: DetectorTensors, teacher: DetectorTensors
     ) -> list[tuple[Tensor, Tensor]]:
         """Of each level in self.levels (student's, adapted; teacher's), both (N, C, Hl, Wl)."""
-        ours, theirs = student.features, teacher.features
-        return [(self._adapted(ours[level], level), theirs[level]) for level in self.levels]
+        return [
+            (self._adapted(student.features[level], level), teacher.features[level])
+            for level in self.levels
+        ]
 
     def _adapted(self, x: Tensor, level: int) -> Tensor:
         return self.adaptation[str(level)](x) if self.adaptation else x

@@ -18,7 +18,7 @@ REGIONS = ("near_objects", "iou_threshold", "all", "boxes")
 @DISTILLATION_REGISTRY.register()
 class FineGrained(FeatureMethod):
     """
-    The student's map, through an adaptation layer, imitates the teacher's at the positions whose
+    The student's map, through an adaptation layer, imitates the teacher's at the locations whose
     anchors are near an object; each level has its own anchors, its own mask and its own term. With
     SoftLabels beside it this is the paper's -ID.
     """

@@ -49,16 +49,22 @@ class HeadMimic(DistillationMethod):
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         """Both heads look at the boxes that the student sampled for the T-head."""
-        ours = student.head_predictions
-        theirs = teacher.box_head_predictions_at(student.box_query)
+        student_head = student.head_predictions
+        teacher_head = teacher.box_head_predictions_at(student.box_query)
         if self.detach_teacher:  # the one place where the student's own T-head is detached
-            detached = {name: value.detach() for name, value in vars(theirs).items()}
-            theirs = replace(theirs, **detached)
+            detached = {name: value.detach() for name, value in vars(teacher_head).items()}
+            teacher_head = replace(teacher_head, **detached)
         if not self.dual_path:
-            return {"loss_mimic_shared": mimic_loss(ours.box_features, theirs.box_features)}
+            return {
+                "loss_mimic_shared": mimic_loss(
+                    student_head.box_features, teacher_head.box_features
+                )
+            }
         return {
-            "loss_mimic_cls": mimic_loss(ours.pred_class_logits, theirs.pred_class_logits),
-            "loss_mimic_loc": mimic_loss(ours.box_features, theirs.box_features),
+            "loss_mimic_cls": mimic_loss(
+                student_head.pred_class_logits, teacher_head.pred_class_logits
+            ),
+            "loss_mimic_loc": mimic_loss(student_head.box_features, teacher_head.box_features),
         }
 
     def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from .feature_method import FeatureMethod, feature_settings
 @DISTILLATION_REGISTRY.register()
 class PredictionGuided(FeatureMethod):
     """
-    Whole maps, each position weighted by the squared difference of the two detectors' scores there.
+    Whole maps, each location weighted by the squared difference of the two detectors' scores there.
     """
 
     loss_names = ("loss_pfi",)
@@ -49,7 +49,10 @@ class PredictionGuided(FeatureMethod):
         # map_scores are sigmoids of one kind or another on every detector that has such maps.
         pairs = []
         for level in self.levels:
-            ours, theirs = student.prediction_maps[level], teacher.prediction_maps[level]
-            ours = ours.detach() if self.detach_weight else ours
-            pairs.append((ours.float().sigmoid(), theirs.float().sigmoid()))
+            student_logits, teacher_logits = (
+                student.prediction_maps[level],
+                teacher.prediction_maps[level],
+            )
+            student_logits = student_logits.detach() if self.detach_weight else student_logits
+            pairs.append((student_logits.float().sigmoid(), teacher_logits.float().sigmoid()))
         return {"loss_pfi": prediction_guided_loss(self.feature_pairs(student, teacher), pairs)}

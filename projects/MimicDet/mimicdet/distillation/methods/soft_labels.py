@@ -61,14 +61,13 @@ class SoftLabels(DistillationMethod):
         }
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
-        found = student.positives
+        positives = student.positives
         if self.samples == "positives":
-            pairs = [(student.class_logits_at(found), teacher.class_logits_at(found))]
+            pairs = [(student.class_logits_at(positives), teacher.class_logits_at(positives))]
         else:
             pairs = list(zip(student.prediction_maps, teacher.prediction_maps))
-        normalizer = max(len(found.anchors), 1)
+        normalizer = max(len(positives.anchors), 1)
         terms = [
-            soft_label_loss(ours, theirs, self.temperature, self.reading, normalizer)
-            for ours, theirs in pairs
+            soft_label_loss(*pair, self.temperature, self.reading, normalizer) for pair in pairs
         ]
         return {"loss_soft_labels": sum(terms)}

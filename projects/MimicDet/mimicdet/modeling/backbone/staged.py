@@ -141,9 +141,9 @@ def build_vgg_backbone(cfg, input_shape: ShapeSpec) -> StagedBackbone:
 
 def _with_norm(layers: nn.Sequential, norm: str) -> list[nn.Module]:
     """The layers with a norm behind each conv: those of torchvision's vgg*_bn for "BN"."""
-    found: list[nn.Module] = []
+    result: list[nn.Module] = []
     for layer in layers:
-        found.append(layer)
+        result.append(layer)
         if norm and isinstance(layer, nn.Conv2d):
-            found.append(get_norm(norm, layer.out_channels))
-    return found
+            result.append(get_norm(norm, layer.out_channels))
+    return result

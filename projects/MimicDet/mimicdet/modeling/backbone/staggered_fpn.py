@@ -40,14 +40,14 @@ class StaggeredFPN(FPN):
         Returns:
             maps by name, high to low resolution: (N, C, H / stride, W / stride).
         """
-        wanted = self._out_features if self.training else self.eval_out_features
-        wanted = set(self._out_features if wanted is None else wanted)
+        requested = self._out_features if self.training else self.eval_out_features
+        requested = set(self._out_features if requested is None else requested)
         bottom_up = self.bottom_up(x)
         results: dict[str, Tensor] = {}
         top_down = None
-        # From low to high resolution; nothing below the finest level that is wanted.
+        # From low to high resolution; nothing below the finest level that is requested.
         names = self._out_features[: len(self.in_features)][::-1]
-        finest = max(i for i, name in enumerate(names) if name in wanted or i == 0)
+        finest = max(i for i, name in enumerate(names) if name in requested or i == 0)
         for name, feature, lateral, output in zip(
             names[: finest + 1], self.in_features[::-1], self.lateral_convs, self.output_convs
         ):
@@ -59,7 +59,7 @@ class StaggeredFPN(FPN):
                     top_down, size=lateral_features.shape[-2:], mode="nearest"
                 )
             top_down = lateral_features
-            if name in wanted:
+            if name in requested:
                 results[name] = output(top_down)
         if self.top_block is not None:
             tops = self._out_features[len(self.in_features) :]

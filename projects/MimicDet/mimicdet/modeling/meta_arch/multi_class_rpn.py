@@ -167,13 +167,13 @@ class MultiClassRPN(AnchorDetector):
         }
 
     def _sample(self, labels: Tensor) -> Tensor:
-        """The labels with all that is not drawn ignored (-1)."""
-        drawn = torch.cat(
+        """The labels with all that is not sampled ignored (-1)."""
+        chosen = torch.cat(
             subsample_labels(
                 labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
             )
         )
-        return torch.full_like(labels, -1).scatter(0, drawn, labels[drawn])
+        return torch.full_like(labels, -1).scatter(0, chosen, labels[chosen])
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
