@@ -250,6 +250,15 @@ def test_resume_of_another_model(data, trained, tmp_path, capfd):
     tiny_run.remove(output)
 
 
+def test_resume_of_a_run_that_trained_other_parameters(data, trained, tmp_path, capfd):
+    output = tiny_run.copy_until(trained.output, tmp_path / "output", "model_0000019.pth")
+    opts = ["MODEL.MIMICDET.TEACHER.ENABLED", "False", "MODEL.MIMICDET.MIMIC.ENABLED", "False"]
+    arguments = ["--config-file", str(data.config), "--resume", "OUTPUT_DIR", str(output)]
+    assert main([*arguments, *opts]) == 2
+    assert "error: --resume: the run in OUTPUT_DIR trained other" in capfd.readouterr().err
+    tiny_run.remove(output)
+
+
 def test_the_script_hands_the_exit_code_on():
     code, output = tiny_run.finish(tiny_run.start("--config-file", "none/such.yaml"))
     assert code == 2

@@ -80,9 +80,9 @@ def test_programs_ask_for_it_on_a_cpu(device, expected, monkeypatch):
         monkeypatch.setattr(module, last, stop)
     for name in ("default_setup", "setup_logger"):
         monkeypatch.setattr(train_net, name, lambda *_, **__: None)
-    with pytest.raises(demo.UserError, match="far enough"):
+    with pytest.raises(ValueError, match="far enough"):
         demo.load_predictor("a.yaml", [])
     assert len(called) == expected
-    with pytest.raises(train_net.UserError, match="far enough"):
+    with pytest.raises(ValueError, match="far enough"):
         train_net.run(train_net.build_parser().parse_args([]))
     assert len(called) == 2 * expected

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from ..checkpoint import load_weights
-from ..config import load_config
+from ..config import check_config, load_config
 from ..data.catalog import set_num_classes
 from ..modeling.layers import channels_last_pays
 from ..modeling.meta_arch.config_checks import is_mimicdet
@@ -165,6 +165,7 @@ def build_teacher(
     The teacher with its weights, for the student of cfg. Raises UserError for a checkpoint that is
     not the teacher's.
     """
+    check_config(teacher_cfg)
     model = build_model(teacher_cfg)
     load_weights(model, weights, strict=True)
     if channels_last_pays(cfg.MODEL.DEVICE, amp):

@@ -89,6 +89,14 @@ class MimicTrainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def load_state_dict(self, state_dict):
+        """As Detectron2's; UserError for the state of a run that trained other parameters."""
+        saved = state_dict["_trainer"]["optimizer"]["param_groups"]
+        own = self._trainer.optimizer.param_groups
+        if [len(x["params"]) for x in saved] != [len(x["params"]) for x in own]:
+            raise UserError("--resume: the run in OUTPUT_DIR trained other parameters")
+        super().load_state_dict(state_dict)
+
     def build_hooks(self):
         """Detectron2's hooks, and the best checkpoint behind the evaluation."""
         hooks = super().build_hooks()

@@ -33,7 +33,7 @@ class ExportableDetector(nn.Module):
     ):
         """
         Args:
-            model: its eval_head must be "student"; ValueError otherwise.
+            model: its eval_head must be "student"; UserError otherwise.
             nms: kept_by_nms or an operator of the same arguments.
             precision: "float16" computes the backbone and the refinement module's 3x3 conv in half
                 precision. What follows them stays in float32: places need the digits, and it is a

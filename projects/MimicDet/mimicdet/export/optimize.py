@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modeling.meta_arch.mimicdet import MimicDet
+from ..utils.errors import UserError, check_choice
 
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Of a CPU, float32 and float64 alone; not public, so it may be missing one day.
@@ -42,12 +43,11 @@ def optimize_for_inference(
             takes about a minute at the first image and again where sizes differ. MimicDet alone.
 
     Raises:
-        ValueError: an unknown precision, or an option that the model cannot take.
+        UserError: an unknown precision, or an option that the model cannot take.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
     if not isinstance(model, MimicDet) and (precision != "float32" or compile_backbone):
-        raise ValueError(
+        raise UserError(
             "half precision and compilation are MimicDet's options; the model is "
             f"{type(model).__name__}"
         )

@@ -30,9 +30,10 @@ def check_choice(key: str, value: Any, allowed: Iterable[Any]) -> None:
 def check_choices(key: str, values: Iterable[Any], allowed: Iterable[Any]) -> None:
     """Raise UserError where one of several values of a setting is none of the allowed ones."""
     allowed = list(allowed)
-    for value in values:
-        if value not in allowed:
-            raise UserError(f"{key} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+    unknown = [value for value in values if value not in allowed]
+    if unknown:
+        known, got = ", ".join(map(str, allowed)), ", ".join(map(repr, unknown))
+        raise UserError(f"{key} must be one of {known}, got {got}")
 
 
 def read_text(path: Path) -> str:

@@ -14,6 +14,7 @@ from ..modeling.layers import SparsePyramid
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..modeling.postprocess import best_detections
 from ..utils.drawing import BoxStyle, Color, draw_labelled_boxes, load_font, text_color
+from ..utils.errors import UserError
 
 ADJUSTED: Color = (255, 214, 10)  # Fig. 3: yellow box, red dots
 POINT: Color = (240, 30, 40)
@@ -87,10 +88,10 @@ def sampling_points(
         a record of n objects, best score first, or in the order of reference_boxes; n may be 0.
 
     Raises:
-        ValueError: the model is in training mode, or its eval_head is the T-head.
+        UserError: the model is in training mode, or its eval_head is the T-head.
     """
     if model.training or model.eval_head != "student":
-        raise ValueError("sampling points need a model in evaluation mode whose S-head is run")
+        raise UserError("sampling points need a model in evaluation mode whose S-head is run")
     images = model.preprocess_image([batched_input])
     size = images.image_sizes[0]
     outputs = model.predict(model.backbone(images.tensor), images.image_sizes)

@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ...config import check_config
-from ...utils.errors import UserError
+from ...utils.errors import UserError, check_choice
 from ..heads.labels import HeadSettings, label_proposals
 from ..heads.student_head import StudentHead
 from ..heads.teacher_head import MimicTeacherHeads, build_matcher
@@ -124,11 +124,8 @@ class MimicDet(nn.Module):
         return self.pixel_mean.device
 
     def set_eval_head(self, eval_head: str) -> None:
-        """Choose the head that evaluation runs; ValueError where the model lacks it."""
-        if eval_head not in EVAL_HEADS:
-            raise UserError(
-                f"MODEL.MIMICDET.EVAL_HEAD must be one of {EVAL_HEADS}, got {eval_head!r}"
-            )
+        """Choose the head that evaluation runs; UserError where the model lacks it."""
+        check_choice("MODEL.MIMICDET.EVAL_HEAD", eval_head, EVAL_HEADS)
         if (self.student_head if eval_head == "student" else self.roi_heads) is None:
             raise UserError(
                 f"MODEL.MIMICDET.EVAL_HEAD is {eval_head!r}, but the model has no such head: "
