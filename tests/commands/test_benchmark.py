@@ -11,34 +11,37 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from mimicdet.commands.benchmark import (
+from mimicdet.commands.benchmark import cli as command_line
+from mimicdet.commands.benchmark import plot, runner
+from mimicdet.commands.benchmark import results as results_module
+from mimicdet.commands.benchmark.calibration import calibrate, standardise
+from mimicdet.commands.benchmark.detectors import (
+    CASES,
+    DEFAULT_CASES,
     DETECTORS,
+    Case,
     ModelSettings,
     build_detector,
-    calibrate,
-    conditions,
-    interleave,
-    plot,
-    runner,
 )
-from mimicdet.commands.benchmark import cli as command_line
-from mimicdet.commands.benchmark.calibration import standardise
-from mimicdet.commands.benchmark.conditions import Conditions
-from mimicdet.commands.benchmark.detectors import CASES, DEFAULT_CASES, Case
-from mimicdet.commands.benchmark.inputs import BOXES_PER_IMAGE, image_size, make_inputs
 from mimicdet.commands.benchmark.memory import MemoryTask, measure_memory
 from mimicdet.commands.benchmark.observe import count_flops, observe
 from mimicdet.commands.benchmark.plot import latency_curves, plot_latency
 from mimicdet.commands.benchmark.report import format_report
 from mimicdet.commands.benchmark.results import (
+    Conditions,
     continue_results,
     new_results,
     write_results,
 )
 from mimicdet.commands.benchmark.runner import make_groups, run_group, run_groups
 from mimicdet.commands.benchmark.stages import STAGES, StageClock
-from mimicdet.commands.benchmark.timing import Spread, median_ratio, summarize
-from mimicdet.commands.benchmark.workloads import make_workload
+from mimicdet.commands.benchmark.timing import Spread, interleave, median_ratio, summarize
+from mimicdet.commands.benchmark.workloads import (
+    BOXES_PER_IMAGE,
+    image_size,
+    make_inputs,
+    make_workload,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (64, 64)
@@ -208,14 +211,13 @@ def test_stages_follow_the_models_own_forward(mimicdet):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_memory_is_that_of_a_process_of_its_own(tmp_path):
-    state_file = str(tmp_path / "state.pth")
-    torch.save(build_detector("backbone", SETTINGS).state_dict(), state_file)
+def test_memory_is_that_of_a_process_of_its_own():
+    weights = build_detector("backbone", SETTINGS).state_dict()
     ballast = torch.ones(2**28)  # 1 GiB here must not show there
 
     def peak(mode: str) -> float:
-        task = MemoryTask("backbone", mode, SETTINGS, (256, 256), 2, CONDITIONS, state_file)
-        memory = measure_memory(task)
+        task = MemoryTask("backbone", mode, SETTINGS, (256, 256), 2, CONDITIONS)
+        memory = measure_memory(task, weights)
         assert 0 < memory.baseline < memory.peak
         return memory.peak
 
@@ -468,7 +470,7 @@ def test_tool_measures_and_writes(tmp_path, monkeypatch, capsys):
 
 def test_freed_memory_is_kept_where_it_can_be(tmp_path, monkeypatch, capsys):
     called = []
-    monkeypatch.setattr(conditions, "keep_freed_memory", lambda: called.append(1) or True)
+    monkeypatch.setattr(results_module, "keep_freed_memory", lambda: called.append(1) or True)
     arguments = ["--quick", "--mode", "eval", "--sizes", "32", "--detectors", "backbone"]
     arguments += ["--threads", "1", "--output", str(tmp_path / "results.json")]
     assert command_line.main(arguments) == 0 and not called
@@ -476,7 +478,7 @@ def test_freed_memory_is_kept_where_it_can_be(tmp_path, monkeypatch, capsys):
     arguments[-1] = str(tmp_path / "kept.json")
     assert command_line.main([*arguments, "--keep-freed-memory"]) == 0 and called
     assert "the memory of freed tensors is kept" in capsys.readouterr().out
-    monkeypatch.setattr(conditions, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(results_module, "keep_freed_memory", lambda: False)
     arguments[-1] = str(tmp_path / "refused.json")
     assert command_line.main([*arguments, "--keep-freed-memory"]) == 2
     assert "--keep-freed-memory needs glibc" in capsys.readouterr().err

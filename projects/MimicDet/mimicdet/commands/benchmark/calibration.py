@@ -104,22 +104,19 @@ def _shift_to(
     foreground = slice(0, -1 if detector.softmax else None)
     score_thresh = detector.score_thresh(model)
     low, high = _SHIFTS
-    closest = (float("inf"), start, 0)
+    error, best, closest = float("inf"), 0.0, 0
     for _ in range(_STEPS):
         shift = (low + high) / 2
         layer.bias[foreground] = start[foreground] + shift
         boxes = observe(model, inputs, score_thresh).passed_boxes
-        closest = min(closest, (abs(boxes / wanted - 1), layer.bias.clone(), boxes), key=_error)
-        if closest[0] <= 0.05:
+        if abs(boxes / wanted - 1) < error:
+            error, best, closest = abs(boxes / wanted - 1), shift, boxes
+        if error <= 0.05:
             break
         low, high = (shift, high) if boxes < wanted else (low, shift)
-    layer.bias.copy_(closest[1])
-    if closest[0] > 0.1:
+    layer.bias[foreground] = start[foreground] + best
+    if error > 0.1:
         raise UserError(
             f"{type(model).__name__} cannot be made to send about {wanted} boxes to its NMS, at "
-            f"best {closest[2]}: ask for fewer or take larger images"
+            f"best {closest}: ask for fewer or take larger images"
         )
-
-
-def _error(found: tuple[float, Tensor, int]) -> float:
-    return found[0]

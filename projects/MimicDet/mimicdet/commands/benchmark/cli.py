@@ -10,28 +10,15 @@ from typing import Any
 import torch
 
 from ...utils.errors import UserError, check_choice, check_choices, check_installed, command
-from .conditions import Conditions
 from .detectors import BACKBONES, CASES, DEFAULT_CASES
 from .plot import plot_latency
 from .report import format_report, write_report
-from .results import continue_results, new_results, read_results, write_results
+from .results import Conditions, continue_results, new_results, read_results, write_results
 from .runner import make_groups, run_groups
 from .workloads import MODES
 
-_FULL: dict[str, Any] = {
-    "sizes": [400, 600, 800],
-    "backbones": ["R-50", "R-101"],
-    "classes": [80],
-    "batch": [1],
-    "train_batch": [2],
-    "mode": ["eval"],
-    "detectors": DEFAULT_CASES,
-    "repeats": 15,
-    "warmup": 2,
-    "nms_boxes": 1000,
-}
-_QUICK = {
-    **_FULL,
+# Defaults of --quick in the place of those of the full comparison.
+_QUICK: dict[str, Any] = {
     "sizes": [192],
     "backbones": ["R-18"],
     "mode": list(MODES),
@@ -69,16 +56,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="let glibc keep the memory of freed tensors, as train_net.py does on a CPU",
     )
     several: dict[str, Any] = {"nargs": "+", "metavar": "N", "type": _positive}
-    add("--sizes", **several, help="short sides in pixels; the images are 1.52 as wide")
-    add("--classes", **several, help="numbers of classes, each measured")
-    add("--batch", **several, help="images at once at inference, each measured")
-    add("--train-batch", **several, help="images of a training step, each measured")
-    add("--backbones", nargs="+", metavar="NAME", help=", ".join(BACKBONES))
-    add("--mode", nargs="+", metavar="MODE", help=" and ".join(MODES))
-    add("--detectors", nargs="+", metavar="NAME", help=", ".join(CASES))
-    add("--repeats", type=_positive, help="rounds that count")
-    add("--warmup", type=_positive, help="rounds before them")
-    add("--nms-boxes", type=_positive, help="boxes an image left to each detector's NMS")
+    add(
+        "--sizes",
+        **several,
+        default=[400, 600, 800],
+        help="short sides in pixels; the images are 1.52 as wide",
+    )
+    add("--classes", **several, default=[80], help="numbers of classes, each measured")
+    add("--batch", **several, default=[1], help="images at once at inference, each measured")
+    add("--train-batch", **several, default=[2], help="images of a training step, each measured")
+    names: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    add("--backbones", **names, default=["R-50", "R-101"], help=", ".join(BACKBONES))
+    add("--mode", **names, default=["eval"], help=" and ".join(MODES))
+    add("--detectors", **names, default=DEFAULT_CASES, help=", ".join(CASES))
+    add("--repeats", type=_positive, default=15, help="rounds that count")
+    add("--warmup", type=_positive, default=2, help="rounds before them")
+    add(
+        "--nms-boxes",
+        type=_positive,
+        default=1000,
+        help="boxes an image left to each detector's NMS",
+    )
     add("--memory", action="store_true", help="peak memory, a process for each case")
     add("--stages", action="store_true", help="the stages of MimicDet at inference")
     add("--report", metavar="JSON", help="write the tables of these results, measure nothing")
@@ -95,10 +93,10 @@ def _positive(text: str) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments with the defaults of --quick or of the full comparison; UserError for names."""
-    args = build_parser().parse_args(arguments)
-    for name, value in (_QUICK if args.quick else _FULL).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    parser = build_parser()
+    if parser.parse_args(arguments).quick:
+        parser.set_defaults(**_QUICK)
+    args = parser.parse_args(arguments)
     check_choices("--backbones", args.backbones, BACKBONES)
     check_choices("--detectors", args.detectors, CASES)
     check_choices("--mode", args.mode, MODES)

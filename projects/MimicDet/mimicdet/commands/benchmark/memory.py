@@ -6,14 +6,15 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 from ...utils.errors import UserError
-from .conditions import Conditions
 from .detectors import CASES, ModelSettings, build_detector
-from .inputs import make_inputs
-from .workloads import make_workload
+from .results import Conditions
+from .workloads import make_inputs, make_workload
 
 _RUNS = 2  # the second one finds the optimizer's momentum, or a warm allocator
 
@@ -28,7 +29,6 @@ class MemoryTask:
     size: tuple[int, int]  # (height, width)
     batch: int
     conditions: Conditions
-    state_file: str  # state_dict of the calibrated detector
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Memory:
     peak: float
 
 
-def measure_memory(task: MemoryTask) -> Memory:
+def measure_memory(task: MemoryTask, weights: dict[str, Tensor]) -> Memory:
     """
-    Run a case in a fresh process and read its high-water mark.
+    Run a case in a fresh process and read its high-water mark; weights: the detector's state_dict.
 
     Raises:
         UserError: the process died (most likely for want of memory), or the system has no
@@ -52,41 +52,42 @@ def measure_memory(task: MemoryTask) -> Memory:
     """
     if task.model.device == "cpu" and not Path("/proc/self/status").exists():
         raise UserError("peak memory of a CPU needs Linux's /proc/self/status")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+        TemporaryDirectory() as folder,
+    ):
+        state_file = Path(folder) / "state.pth"
+        torch.save(weights, state_file)
         try:
-            return pool.submit(run_task, task).result()
+            return pool.submit(_run_task, task, state_file).result()
         except BrokenProcessPool as error:
             raise UserError(f"the process that measures the memory of {task.case} died") from error
 
 
-def run_task(task: MemoryTask) -> Memory:
+def _run_task(task: MemoryTask, state_file: Path) -> Memory:
     """The child's side of measure_memory: changes the process that it runs in."""
     task.conditions.apply()
     case = CASES[task.case]
     model = build_detector(case.detector, task.model)
-    model.load_state_dict(torch.load(task.state_file, weights_only=True))
+    model.load_state_dict(torch.load(state_file, weights_only=True))
     model = case.prepare(model)
     work = make_workload(
         task.mode, model, make_inputs(task.size, task.batch, task.model.num_classes)
     )
     del model
-    if task.model.device.startswith("cuda"):
-        return _on_cuda(work)
-    # Forget what building the model needed. getrusage's ru_maxrss would not do: it begins with
-    # the parent's high-water mark.
-    Path("/proc/self/clear_refs").write_text("5")
-    baseline = _resident("VmRSS")
+    on_cuda = task.model.device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        baseline = torch.cuda.memory_allocated() / 2**20
+    else:
+        # Forget what building the model needed. getrusage's ru_maxrss would not do: it begins with
+        # the parent's high-water mark.
+        Path("/proc/self/clear_refs").write_text("5")
+        baseline = _resident("VmRSS")
     for _ in range(_RUNS):
         work()
-    return Memory(baseline, _resident("VmHWM"))
-
-
-def _on_cuda(work) -> Memory:
-    torch.cuda.reset_peak_memory_stats()
-    baseline = torch.cuda.memory_allocated()
-    for _ in range(_RUNS):
-        work()
-    return Memory(baseline / 2**20, torch.cuda.max_memory_allocated() / 2**20)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else _resident("VmHWM")
+    return Memory(baseline, peak)
 
 
 def _resident(field: str) -> float:

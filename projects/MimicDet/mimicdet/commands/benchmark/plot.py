@@ -1,7 +1,6 @@
 """Latency against image size, drawn from the benchmark's JSON."""
 
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from ...utils.drawing import draw_grid
 from ...utils.errors import UserError
 from .detectors import CASES
-from .timing import summarize
+from .timing import Spread, summarize
 
 # One colour a detector; each of detectors.FORMS has a line of its own.
 _COLORS = {
@@ -32,7 +31,9 @@ _LINES: dict[str, Any] = {
 }
 
 
-def latency_curves(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, list]]:
+def latency_curves(
+    results: dict[str, Any],
+) -> dict[tuple[str, int], dict[str, list[tuple[int, Spread]]]]:
     """
     Curves of inference at batch 1: for each (backbone, number of classes) and case the points
     (short side, Spread of milliseconds), from small to large images.
@@ -40,22 +41,21 @@ def latency_curves(results: dict[str, Any]) -> dict[tuple[str, int], dict[str, l
     Raises:
         UserError: there is no such measurement.
     """
-    panels: dict[tuple[str, int], dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    groups = sorted(results["groups"], key=lambda group: group["settings"]["short_side"])
-    for group in groups:
+    panels: dict[tuple[str, int], dict[str, dict[int, Spread]]] = {}
+    for group in sorted(results["groups"], key=lambda group: group["settings"]["short_side"]):
         settings = group["settings"]
-        if settings["mode"] == "eval" and settings["batch"] == 1:
-            panel = panels[settings["backbone"], settings["num_classes"]]
-            side = settings["short_side"]
-            for name, facts in group["cases"].items():
-                # The first of several groups; class counts of their own belong to no panel.
-                known = side in [x for x, _ in panel[name]]
-                if not known and CASES[name].num_classes is None:
-                    panel[name].append((side, summarize([1e3 * s for s in facts["seconds"]])))
+        if settings["mode"] != "eval" or settings["batch"] != 1:
+            continue
+        panel = panels.setdefault((settings["backbone"], settings["num_classes"]), {})
+        for name, facts in group["cases"].items():
+            if CASES[name].num_classes is None:  # class counts of their own belong to no panel
+                spread = summarize([1e3 * s for s in facts["seconds"]])
+                # The first of several groups.
+                panel.setdefault(name, {}).setdefault(settings["short_side"], spread)
     if not panels:
         raise UserError("the results hold no inference at batch 1 to plot")
     return {
-        key: {name: points for name, points in panel.items() if points}
+        key: {name: list(points.items()) for name, points in panel.items()}
         for key, panel in panels.items()
     }
 

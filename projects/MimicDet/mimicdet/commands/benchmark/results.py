@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,30 @@ import detectron2
 import torch
 import torchvision
 
+from ...utils.allocator import keep_freed_memory
 from ...utils.errors import UserError, read_json
-from .conditions import Conditions
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under which everything in one file of results was measured; its keys in the JSON."""
+
+    device: str  # "cpu" or "cuda"
+    threads: int  # of the CPU
+    keeps_freed_memory: bool = False  # see allocator.keep_freed_memory
+
+    def apply(self) -> None:
+        """Change this process. Raises UserError where freed memory cannot be kept."""
+        torch.set_num_threads(self.threads)
+        if self.keeps_freed_memory and not keep_freed_memory():
+            raise UserError(
+                "--keep-freed-memory needs glibc, and no variable of the environment that sets its "
+                "allocator (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD)"
+            )
+
 
 # What must agree for measurements to stand in one file.
 _SAME = ("machine", "versions", *[field.name for field in fields(Conditions)])
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """CPU model and cores, and the GPU where one is measured; nothing that names the host."""
-    machine: dict[str, Any] = {"cpu": _cpu_model(), "cores": os.cpu_count()}
-    if device.startswith("cuda"):
-        machine["gpu"] = torch.cuda.get_device_name()
-    return machine
 
 
 def _cpu_model() -> str:
@@ -37,21 +48,21 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe_versions() -> dict[str, str | None]:
-    return {
+def new_results(conditions: Conditions, command: str) -> dict[str, Any]:
+    """Results without measurements; nothing in them names the host."""
+    machine: dict[str, Any] = {"cpu": _cpu_model(), "cores": os.cpu_count()}
+    if conditions.device.startswith("cuda"):
+        machine["gpu"] = torch.cuda.get_device_name()
+    versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "detectron2": detectron2.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
-
-
-def new_results(conditions: Conditions, command: str) -> dict[str, Any]:
-    """Results without measurements."""
     return {
-        "machine": describe_machine(conditions.device),
-        "versions": describe_versions(),
+        "machine": machine,
+        "versions": versions,
         **asdict(conditions),
         "date": datetime.date.today().isoformat(),
         "commands": [command],

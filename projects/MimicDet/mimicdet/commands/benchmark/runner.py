@@ -1,27 +1,23 @@
 """Runs the benchmark group by group. A group: everything that is compared with each other."""
 
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...modeling.meta_arch.mimicdet import MimicDet
 from .calibration import calibrate
-from .conditions import Conditions
 from .detectors import CASES, DETECTORS, FORMS, Case, ModelSettings, build_detector
-from .inputs import image_size, make_inputs
 from .memory import MemoryTask, measure_memory
 from .observe import count_flops, observe
+from .results import Conditions
 from .stages import StageClock
 from .timing import interleave, synchronizer
-from .workloads import make_workload
+from .workloads import image_size, make_inputs, make_workload
 
 
 @dataclass(frozen=True)
@@ -120,11 +116,17 @@ def run_group(group: Group, conditions: Conditions) -> dict[str, Any]:
     facts = {
         name: _facts(CASES[name], model, detectors[name], inputs) for name, model in models.items()
     }
-    if group.memory:
-        for name in group.cases:
-            if CASES[name].form == "onnx":  # the process would show what the export needed
-                continue
-            facts[name]["memory_mib"] = _memory(name, group, settings, conditions, detectors[name])
+    for name in group.cases if group.memory else ():
+        if CASES[name].form != "onnx":  # its process would show what the export needed
+            task = MemoryTask(
+                name,
+                group.mode,
+                CASES[name].settings(settings),
+                group.size,
+                group.batch,
+                conditions,
+            )
+            facts[name]["memory_mib"] = asdict(measure_memory(task, detectors[name].state_dict()))
     synchronize = synchronizer(conditions.device)
     work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
     clocks = {}
@@ -171,20 +173,3 @@ def _facts(
         "parameters_eval": seen.num_parameters_read,
         "gflops": count_flops(model, inputs[:1]),
     }
-
-
-def _memory(
-    name: str,
-    group: Group,
-    settings: ModelSettings,
-    conditions: Conditions,
-    detector: nn.Module,
-) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        state_file = str(Path(folder) / "state.pth")
-        torch.save(detector.state_dict(), state_file)
-        settings = CASES[name].settings(settings)
-        task = MemoryTask(
-            name, group.mode, settings, group.size, group.batch, conditions, state_file
-        )
-        return asdict(measure_memory(task))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -21,9 +22,7 @@ def summarize(values: Sequence[float]) -> Spread:
     """Median and quartiles, interpolated; ValueError for no values."""
     if not values:
         raise ValueError("there are no measurements to summarize")
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, median, high = (float(x) for x in np.percentile(values, (25, 50, 75)))
     return Spread(median, low, high)
 
 
