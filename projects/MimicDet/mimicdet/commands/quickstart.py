@@ -13,13 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor, HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -35,22 +35,6 @@ DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _LOGGERS = ("detectron2", "fvcore", "mimicdet", "py.warnings")
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Stopwatch:
-    """Seconds that each part of the run took, in the order in which they ran."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time the block under `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class ProgressLine(EventWriter):
@@ -112,20 +96,6 @@ class _LastStep(HookBase):
         self.when = time.perf_counter()
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self._announce()
-
-
-class QuickstartTrainer(MimicTrainer):
-    """MimicTrainer with a progress line on the terminal, besides its own writers."""
-
-    def __init__(self, cfg: CfgNode, stream: TextIO) -> None:
-        """Build everything from `cfg`; the progress line goes to `stream`."""
-        # Before the base class, which asks for the writers while it is built.
-        self._stream = stream
-        super().__init__(cfg)
-
-    def build_writers(self) -> list[EventWriter]:
-        """Put the progress line before the trainer's own writers."""
-        return [ProgressLine(self.max_iter, self._stream), *super().build_writers()]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -216,9 +186,11 @@ def prepare_output(cfg: CfgNode, resume: bool) -> None:
     (output / "config.yaml").write_text(cfg.dump())
 
 
-def train(cfg: CfgNode, resume: bool, watch: Stopwatch, stream: TextIO) -> Mapping[str, Any]:
+def train(
+    cfg: CfgNode, resume: bool, seconds: dict[str, float], stream: TextIO
+) -> Mapping[str, Any]:
     """
-    Train and evaluate.
+    Train and evaluate; the seconds of both are written into `seconds`.
 
     Returns:
         Detectron2's results: {"bbox": {"AP": ..., ...}}, by data set where there are several.
@@ -228,17 +200,18 @@ def train(cfg: CfgNode, resume: bool, watch: Stopwatch, stream: TextIO) -> Mappi
     """
     start = time.perf_counter()
     last_step = _LastStep(lambda: print("3/4 evaluation", file=stream, flush=True))
-    trainer = QuickstartTrainer(cfg, stream)
-    trainer.register_hooks([last_step])
+    trainer = MimicTrainer(cfg)
+    line = PeriodicWriter([ProgressLine(trainer.max_iter, stream)])
+    trainer.register_hooks([line, last_step])
     trainer.resume_or_load(resume=resume)
     try:
         trainer.train()
     except FloatingPointError as error:
         raise UserError(f"training diverged, try a smaller SOLVER.BASE_LR: {error}") from error
-    watch.seconds["training"] = last_step.when - start
+    seconds["training"] = last_step.when - start
     # DefaultTrainer evaluates once at the end of training, whatever TEST.EVAL_PERIOD is.
     results = getattr(trainer, "_last_eval_results", None) or trainer.test(cfg, trainer.model)
-    watch.seconds["evaluation"] = time.perf_counter() - last_step.when
+    seconds["evaluation"] = time.perf_counter() - last_step.when
     return results
 
 
@@ -326,7 +299,7 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
     Raises:
         UserError: with a message for the user.
     """
-    watch = Stopwatch()
+    seconds: dict[str, float] = {}  # of each part, in the order in which they ran
     check_arguments(args)
     output = Path(args.output)
     start_log(output)
@@ -337,22 +310,24 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
     # What the libraries print, COCO's evaluation for one, belongs into the log.
     with open(output / "log.txt", "a") as log, contextlib.redirect_stdout(log):
         say("1/4 data")
-        with watch.part("data"):
-            cfg = make_data(args, stream)
+        start = time.perf_counter()
+        cfg = make_data(args, stream)
+        seconds["data"] = time.perf_counter() - start
         prepare_output(cfg, args.resume)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
         say(f"2/4 training: {cfg.SOLVER.MAX_ITER} iterations, log in {output / 'log.txt'}")
-        results = train(cfg, args.resume, watch, stream)
+        results = train(cfg, args.resume, seconds, stream)
         table = format_ap_table(box_results(results, cfg.DATASETS.TEST[0]))
         say("4/4 pictures and report")
-        with watch.part("pictures"):
-            written = draw(cfg, args, output)
+        start = time.perf_counter()
+        written = draw(cfg, args, output)
+        seconds["pictures"] = time.perf_counter() - start
     say(f"\nHeld-out data, {cfg.DATASETS.TEST[0]}:\n\n{table}\n")
     say("Written:")
     for path in [*written, *_existing(output)]:
         say(f"  {os.fspath(path)}")
-    times = ", ".join(f"{name} {seconds:.0f}" for name, seconds in watch.seconds.items())
-    say(f"\nSeconds: {times}; {sum(watch.seconds.values()):.0f} in all")
+    times = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    say(f"\nSeconds: {times}; {sum(seconds.values()):.0f} in all")
 
 
 @command

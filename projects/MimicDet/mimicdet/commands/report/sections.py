@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -14,6 +15,8 @@ from .images import best_and_worst, picture_pair
 from .page import Cell, Section, number, paragraph, table
 from .runs import HEADS, HeadResults, Run
 
+Evaluated = Sequence[tuple[Run, HeadResults]]  # runs with the results of their main heads
+
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MOST_CLASSES = 8
 _NO_DETECTIONS = "No run left detections that can be evaluated; see Notes."
@@ -21,13 +24,18 @@ _NO_DETECTIONS = "No run left detections that can be evaluated; see Notes."
 
 def build_sections(runs: Sequence[Run], score_threshold: float, num_images: int) -> list[Section]:
     """All sections in their order; one that has nothing to show says so."""
+    found = [(run, run.main) for run in runs if run.main is not None]
+
+    def evaluated(section: Callable[..., str], *args: Any) -> str:
+        return section(found, *args) if found else paragraph(_NO_DETECTIONS)
+
     sections = [
         Section("summary", "Average precision", average_precision(runs)),
         Section("curves", "Curves", curves(runs)),
-        Section("classes", "AP of each class", class_table(runs)),
-        Section("precision-recall", "Precision and recall", precision_recall(runs)),
-        Section("errors", "Errors", errors(runs)),
-        Section("images", "Best and worst images", images(runs, score_threshold, num_images)),
+        Section("classes", "AP of each class", evaluated(class_table)),
+        Section("precision-recall", "Precision and recall", evaluated(precision_recall)),
+        Section("errors", "Errors", evaluated(errors)),
+        Section("images", "Best and worst images", evaluated(images, score_threshold, num_images)),
         Section("heads", "Student against teacher", heads(runs)),
         Section("speed", "Speed", speed(runs)),
         Section("settings", "Settings", settings(runs)),
@@ -37,10 +45,6 @@ def build_sections(runs: Sequence[Run], score_threshold: float, num_images: int)
         notes = "".join(paragraph(problem, faint=False) for problem in problems)
         sections.append(Section("notes", "Notes", notes))
     return sections
-
-
-def _evaluated(runs: Sequence[Run]) -> list[tuple[Run, HeadResults]]:
-    return [(run, run.main) for run in runs if run.main is not None]
 
 
 def _color(index: int) -> str:
@@ -120,21 +124,21 @@ def _overlay(runs: Sequence[Run], key: str, title: str, scale: str) -> str:
     return line_chart(Panel(title, lines, scale, limits)) if len(lines) > 1 else ""
 
 
-def class_table(runs: Sequence[Run]) -> str:
+def class_table(found: Evaluated) -> str:
     """AP of every class, runs side by side, with the objects of the test set."""
-    found = _evaluated(runs)
-    if not found:
-        return paragraph(_NO_DETECTIONS)
     rows: list[list[str | Cell]] = []
-    for names, group in _by_classes(found):
-        count = np.bincount(
-            np.concatenate([x.gt_classes[~x.gt_crowd] for x in group[0][1].images]),
-            minlength=len(names),
-        )
+    firsts: dict[tuple[str, ...], HeadResults] = {}  # as a rule all test sets have the same classes
+    for run, results in found:
+        firsts.setdefault(tuple(run.truth.class_names), results)
+    for names, first in firsts.items():
+        classes = np.concatenate([x.gt_classes[~x.gt_crowd] for x in first.images])
+        count = np.bincount(classes, minlength=len(names))
         for index, name in enumerate(names):
             values = [
-                float(results.evaluation.per_class[index]) if (run, results) in group else None
-                for run, results in found
+                float(x.evaluation.per_class[index])
+                if tuple(run.truth.class_names) == names
+                else None
+                for run, x in found
             ]
             rows.append([name, str(count[index]), *_compared(values)])
     header = ("Class", "Objects", *(_head_label(run) for run, _ in found))
@@ -145,21 +149,8 @@ def _head_label(run: Run) -> str:
     return run.label if run.main_head == "student" else f"{run.label}, {run.main_head}"
 
 
-def _by_classes(
-    found: Sequence[tuple[Run, HeadResults]],
-) -> list[tuple[list[str], list[tuple[Run, HeadResults]]]]:
-    """Runs grouped by the classes of their test sets: as a rule one group."""
-    groups: dict[tuple[str, ...], list[tuple[Run, HeadResults]]] = {}
-    for run, results in found:
-        groups.setdefault(tuple(run.truth.class_names), []).append((run, results))
-    return [(list(names), group) for names, group in groups.items()]
-
-
-def precision_recall(runs: Sequence[Run]) -> str:
+def precision_recall(found: Evaluated) -> str:
     """Precision over recall at IoU 0.5: the classes of each run, and runs against each other."""
-    found = _evaluated(runs)
-    if not found:
-        return paragraph(_NO_DETECTIONS)
     recall = np.linspace(0, 1, 101)
 
     def chart(title: str, *curves: tuple[str, np.ndarray, str, str]) -> str:
@@ -209,11 +200,8 @@ _ERROR_TEXT = {
 }
 
 
-def errors(runs: Sequence[Run]) -> str:
+def errors(found: Evaluated) -> str:
     """TIDE's split: what AP50 gains when one kind of error is put right."""
-    found = _evaluated(runs)
-    if not found:
-        return paragraph(_NO_DETECTIONS)
     highest = max(max(results.errors.gains.values()) for _, results in found)
     rows: list[list[str | Cell]] = []
     for kind in KINDS:
@@ -238,11 +226,8 @@ def errors(runs: Sequence[Run]) -> str:
     )
 
 
-def images(runs: Sequence[Run], threshold: float, count: int) -> str:
+def images(found: Evaluated, threshold: float, count: int) -> str:
     """Pictures of the images of lowest and highest F1 of each run."""
-    found = _evaluated(runs)
-    if not found:
-        return paragraph(_NO_DETECTIONS)
     parts = [
         paragraph(
             f"By F1 at IoU 0.5 of detections with a score of at least {threshold:.2f}. Left the "
