@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from mimicdet.commands.visualize_sampling import main, model_input
+from mimicdet.commands.visualize_sampling import load_contender, main
 from mimicdet.engine import setup_cfg
 from tests.engine.tiny_run import SIZE, write_coco, write_config
 
@@ -59,8 +59,10 @@ def test_an_image_file_and_its_best_detections(setup, tmp_path):
 
 
 def test_the_input_is_resized_as_in_evaluation(setup):
-    cfg = setup_cfg(setup[2], ["INPUT.MIN_SIZE_TEST", "48"])
-    inputs = model_input(cfg, np.full((100, 200, 3), 7, np.uint8))
+    _, _, config, weights = setup
+    opts = ["INPUT.MIN_SIZE_TEST", "48", "MODEL.WEIGHTS", weights[0]]
+    predictor = load_contender(config, opts).predictor
+    inputs = predictor.preprocess(np.full((100, 200, 3), 7, np.uint8))
     assert inputs["image"].shape == (3, 48, 96) and float(inputs["image"].max()) == 7
     assert (inputs["height"], inputs["width"]) == (100, 200)
 

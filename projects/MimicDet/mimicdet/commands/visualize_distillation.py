@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from matplotlib.figure import Figure
@@ -25,11 +25,9 @@ from ..distillation import (
     DetectorAdapter,
     DetectorTensors,
     FrozenTeacher,
-    build_adapter,
-    build_teacher,
+    build_distiller,
 )
 from ..distillation.pairing import check_pair
-from ..distillation.teacher import load_teacher_config
 from ..engine import setup_cfg
 from ..utils.errors import UserError, command, make_folder
 from ..visualization.distillation import (
@@ -144,7 +142,6 @@ def load_pair(config_file: str, opts: Sequence[str], dataset: str | None = None)
     """
     options = [*opts, *(["DATASETS.TEST", f"({dataset!r},)"] if dataset else [])]
     cfg = setup_cfg(config_file, options)
-    node = cfg.DISTILLATION.TEACHER
     if not cfg.DISTILLATION.METHODS:
         raise UserError(f"{config_file}: DISTILLATION names no methods and no teacher")
     if not cfg.MODEL.WEIGHTS:
@@ -153,11 +150,8 @@ def load_pair(config_file: str, opts: Sequence[str], dataset: str | None = None)
         raise UserError("--input is needed: DATASETS.TEST is empty")
     model = build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS)
-    teacher_cfg = load_teacher_config(cfg, node, "DISTILLATION.TEACHER")
-    teacher = build_teacher(
-        cfg, teacher_cfg, config_file=node.CONFIG_FILE, weights=node.WEIGHTS, amp=node.AMP
-    )
-    return Pair(cfg, build_adapter(_as_trained(model), cfg.INPUT.FORMAT), teacher)
+    distiller = build_distiller(cfg, _as_trained(model))
+    return Pair(cfg, distiller.adapter, distiller.teachers[-1])
 
 
 def _as_trained(model: nn.Module) -> nn.Module:
@@ -198,9 +192,8 @@ def views(pair: Pair, num_images: int) -> Iterator[View]:
     records = [x for x in load_records(cfg.DATASETS.TEST[0]) if x.get("annotations")]
     if not records:
         raise UserError(f"data set '{cfg.DATASETS.TEST[0]}' has no annotated image")
-    short = cfg.INPUT.MIN_SIZE_TEST
-    resize = T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST)
-    mapper = MimicDatasetMapper(cfg, is_train=True, augmentations=[resize])
+    resize = build_augmentation(cfg, is_train=False)
+    mapper = MimicDatasetMapper(cfg, is_train=True, augmentations=resize)
     for index in pick_evenly(len(records), num_images):
         batched_input = mapper(records[index])
         image = batched_input["image"]

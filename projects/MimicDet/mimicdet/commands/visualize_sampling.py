@@ -5,19 +5,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
-from detectron2.modeling import build_model
 from PIL import Image
 
-from ..data import class_names, load_records
-from ..engine import load_weights, setup_cfg
+from ..data import load_records
+from ..engine import Predictor, setup_cfg
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError, command, file_errors, make_folder
 from ..visualization.grid import boxes_from_record, pick_evenly
@@ -40,8 +35,7 @@ class Contender:
     """A checkpoint to look at, under the label that its pictures carry."""
 
     label: str
-    cfg: CfgNode
-    model: MimicDet
+    predictor: Predictor
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -121,37 +115,12 @@ def find_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
     return [InputImage(Path(name).stem, name, None) for name in inputs]
 
 
-def load_contender(
-    config_file: str, weights: str, opts: Sequence[str], label: str, dataset: str | None
-) -> Contender:
-    """
-    Build a model for evaluation and load its checkpoint; errors as of setup_cfg and load_weights.
-
-    Args:
-        dataset: a data set to register beside the config's own; it gives the class names.
-    """
-    options = list(opts)
-    if dataset:
-        options += ["DATASETS.TEST", f"({dataset!r},)"]
-    if weights:
-        options += ["MODEL.WEIGHTS", weights]
-    cfg = setup_cfg(config_file, options)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS path/to/checkpoint.pth is needed behind the options")
-    model = build_model(cfg).eval()
-    if not isinstance(model, MimicDet):
+def load_contender(config_file: str, opts: Sequence[str], label: str = "") -> Contender:
+    """Build a model for evaluation with its checkpoint; errors as of setup_cfg and Predictor."""
+    predictor = Predictor(setup_cfg(config_file, list(opts)), optimize=False)
+    if not isinstance(predictor.model, MimicDet):
         raise UserError(f"{config_file}: MODEL.META_ARCHITECTURE is not MimicDet")
-    load_weights(model, cfg.MODEL.WEIGHTS)
-    return Contender(label, cfg, model)
-
-
-def model_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
-    """Detectron2's dict of one image (H, W, 3) in cfg.INPUT.FORMAT, resized as in evaluation."""
-    short = cfg.INPUT.MIN_SIZE_TEST
-    resize = T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST)
-    pixels = resize.get_transform(image).apply_image(image)
-    tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
-    return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+    return Contender(label, predictor)
 
 
 def compare(
@@ -167,12 +136,12 @@ def compare(
             raise UserError("--choose ground-truth needs a data set as --input")
         reference = image.gt_boxes[: args.num_objects]
     records: list[SamplingRecord] = []
+    with file_errors():
+        pixels = read_image(image.file_name, "BGR")
     for contender in contenders:
-        with file_errors():
-            pixels = read_image(image.file_name, contender.cfg.INPUT.FORMAT)
         record = sampling_points(
-            contender.model,
-            model_input(contender.cfg, pixels),
+            contender.predictor.model,
+            contender.predictor.preprocess(pixels),
             num_objects=args.num_objects,
             score_threshold=args.score_threshold,
             reference_boxes=reference,
@@ -194,7 +163,7 @@ def draw(
         draw_sampling(
             pixels,
             record,
-            class_names(contender.cfg),
+            contender.predictor.class_names,
             width=args.width,
             title=contender.label,
             show_detections="detections" in args.show,
@@ -210,14 +179,15 @@ def draw(
 def _load(args: argparse.Namespace) -> list[Contender]:
     """The one or two checkpoints that the command line names."""
     is_data = len(args.input) == 1 and not Path(args.input[0]).is_file()
-    dataset = args.input[0] if is_data else None
+    # Registered beside the config's own data sets; it gives the class names.
+    opts = [*args.opts, *(["DATASETS.TEST", f"({args.input[0]!r},)"] if is_data else [])]
     labels = args.labels or ["", ""]
-    first = load_contender(args.config_file, "", args.opts, labels[0], dataset)
-    if not args.compare_weights:
-        return [first]
-    config = args.compare_config or args.config_file
-    label = labels[1]
-    return [first, load_contender(config, args.compare_weights, args.opts, label, dataset)]
+    contenders = [load_contender(args.config_file, opts, labels[0])]
+    if args.compare_weights:
+        config_file = args.compare_config or args.config_file
+        opts += ["MODEL.WEIGHTS", args.compare_weights]
+        contenders.append(load_contender(config_file, opts, labels[1]))
+    return contenders
 
 
 def run(args: argparse.Namespace) -> Iterator[Path]:

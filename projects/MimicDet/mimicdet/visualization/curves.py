@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -27,17 +29,6 @@ _PART_COLORS = {
     "teacher": "#ff7f0e",
     "mimic": "#1b9e47",
 }
-# Levels P0..P7, the coarser the paler; all show on white and on a dark page.
-_LEVEL_COLORS = (
-    "#3a22a0",
-    "#4429ac",
-    "#4f33b8",
-    "#6a4fd0",
-    "#846de0",
-    "#9d8aea",
-    "#b5a7f0",
-    "#cbc2f4",
-)
 _AP_COLORS = {"AP": "#1f77ff", "AP50": "#1b9e47", "AP75": "#944ddb"}
 _COSINE_NAMES = {"mimic/cosine_cls": "classification", "mimic/cosine_loc": "localisation"}
 
@@ -145,7 +136,9 @@ def line_style(key: str) -> dict[str, Any]:
         return {**single, "label": label, "marker": "o", "markersize": 4}
     match = re.fullmatch(r"(\w+)/num_(foreground|positives_p(\d+))", key)
     if match and match[3]:
-        return {"color": _LEVEL_COLORS[int(match[3]) % 8], "label": f"positives on P{match[3]}"}
+        # The coarser the level the paler; all show on white and on a dark page.
+        color = to_hex(colormaps["Purples_r"](0.1 * (int(match[3]) % 8)))
+        return {"color": color, "label": f"positives on P{match[3]}"}
     if match and match[1] in _PART_COLORS:
         return {"color": _PART_COLORS[match[1]], "label": f"{match[1]} foreground", "linewidth": 2}
     return {"label": key}
