@@ -419,10 +419,10 @@ def test_every_case_can_be_plotted():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--detectors", "yolo"], "unknown detector 'yolo'; choose from mimicdet, "),
-        (["--backbones", "R-34"], "unknown backbone 'R-34'; choose from R-18, R-50, R-101"),
-        (["--mode", "sleep"], "unknown mode 'sleep'; choose from eval, train"),
-        (["--device", "tpu"], "unknown device 'tpu'; choose from cpu, cuda"),
+        (["--detectors", "yolo"], "--detectors must be one of mimicdet, "),
+        (["--backbones", "R-34"], "--backbones must be one of R-18, R-50, R-101, got 'R-34'"),
+        (["--mode", "sleep"], "--mode must be one of eval, train, got 'sleep'"),
+        (["--device", "tpu"], "--device must be one of cpu, cuda, got 'tpu'"),
         (["--report", "nowhere.json"], "there is no file 'nowhere.json'"),
         (["--plot", "nowhere.json"], "there is no file 'nowhere.json'"),
     ],

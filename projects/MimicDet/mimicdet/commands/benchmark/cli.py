@@ -12,7 +12,7 @@ import torch
 from ...utils.errors import UserError, check_choice, check_choices, check_installed, command
 from .detectors import BACKBONES, CASES, DEFAULT_CASES
 from .plot import plot_latency
-from .report import format_report, write_report
+from .report import format_report
 from .results import Conditions, continue_results, new_results, read_results, write_results
 from .runner import make_groups, run_groups
 from .workloads import MODES
@@ -114,10 +114,6 @@ def _check_onnx(device: str) -> None:
     check_installed("--detectors mimicdet-onnx", "onnx", "onnxscript", "onnxruntime")
 
 
-def _beside(path: str, suffix: str) -> str:
-    return str(Path(path).with_suffix(suffix))
-
-
 def measure(args: argparse.Namespace, command: str) -> None:
     """Run what the arguments ask for and write JSON and Markdown."""
     conditions = Conditions(args.device, args.threads, args.keep_freed_memory)
@@ -148,7 +144,7 @@ def measure(args: argparse.Namespace, command: str) -> None:
 
     def save(measured: dict[str, Any]) -> None:
         write_results(measured, args.output)
-        write_report(measured, _beside(args.output, ".md"))
+        Path(args.output).with_suffix(".md").write_text(format_report(measured))
 
     run_groups(
         groups, conditions, results, save, lambda line: print(line, file=sys.stderr, flush=True)
@@ -164,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report:
         print(format_report(read_results(args.report)))
     if args.plot:
-        plot_latency(read_results(args.plot), _beside(args.plot, ".png"))
+        plot_latency(read_results(args.plot), Path(args.plot).with_suffix(".png"))
     if not (args.report or args.plot):
         measure(args, f"python tools/benchmark.py {shlex.join(given)}")
     return 0

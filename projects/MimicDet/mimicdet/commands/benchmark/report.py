@@ -1,6 +1,5 @@
 """The Markdown that is pasted into the documentation, from the benchmark's JSON."""
 
-import os
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -10,11 +9,6 @@ from .timing import median_ratio, summarize
 
 # What a case is compared with: the columns of ratios.
 REFERENCES = ("retinanet", "fcos", "faster-rcnn", "backbone")
-
-
-def write_report(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    with open(path, "w") as file:
-        file.write(format_report(results))
 
 
 def format_report(results: dict[str, Any]) -> str:

@@ -36,12 +36,6 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
     return statistics.median(a / b for a, b in zip(numerator, denominator))
 
 
-def rotated(names: Sequence[str], number: int) -> list[str]:
-    """The names in the order of round `number`: each round begins with the next one."""
-    start = number % len(names)
-    return [*names[start:], *names[:start]]
-
-
 def interleave(
     cases: Mapping[str, Callable[[], object]],
     repeats: int,
@@ -61,13 +55,14 @@ def interleave(
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(warmup + repeats):
-        for name in rotated(list(cases), number):
+        start = number % len(cases)  # each round begins with the next one
+        for name in [*list(cases)[start:], *list(cases)[:start]]:
             synchronize()
-            start = clock()
+            begin = clock()
             cases[name]()
             synchronize()
             if number >= warmup:
-                seconds[name].append(clock() - start)
+                seconds[name].append(clock() - begin)
     return seconds
 
 
