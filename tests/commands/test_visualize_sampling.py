@@ -1,6 +1,7 @@
 """tools/visualize_sampling.py on a tiny data set and untrained checkpoints."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,9 +49,12 @@ def test_two_checkpoints_side_by_side_on_a_data_set(setup, tmp_path, capsys):
     assert records[0]["points"] != records[1]["points"]
 
 
-def test_an_image_file_and_its_best_detections(setup, tmp_path):
+@pytest.mark.parametrize("name", ["3.jpg", ""])
+def test_an_image_file_or_folder_and_its_best_detections(setup, tmp_path, name):
     root, _, config, weights = setup
-    arguments = ["--config-file", config, "--input", str(root / "images" / "3.jpg")]
+    (tmp_path / "folder").mkdir()
+    shutil.copy(root / "images" / "3.jpg", tmp_path / "folder")
+    arguments = ["--config-file", config, "--input", str(tmp_path / "folder" / name)]
     arguments += ["--num-objects", "3", "--score-threshold", "0", "--output", str(tmp_path)]
     assert main([*arguments, "MODEL.WEIGHTS", weights[0]]) == 0
     (record,) = json.loads((tmp_path / "sampling.json").read_text())
@@ -73,7 +77,7 @@ def test_the_input_is_resized_as_in_evaluation(setup):
         (["--input", "IMAGE"], "MODEL.WEIGHTS"),
         (["--input", "IMAGE", "none.jpg", "--width", "9", "WEIGHTS"], "none.jpg"),
         (["--input", "none.jpg", "--width", "9", "WEIGHTS"], "none.jpg"),
-        (["--input", "CONFIG", "--width", "9", "WEIGHTS"], "no image file"),
+        (["--input", "CONFIG", "--width", "9", "WEIGHTS"], "not an image"),
         (["--input", "IMAGE", "--choose", "ground-truth", "WEIGHTS"], "needs a data set"),
         (["--input", "IMAGE", "--width", "0", "WEIGHTS"], "--width"),
         (["--input", "IMAGE", "--labels", "a", "b", "--width", "9", "WEIGHTS"], "2 labels"),

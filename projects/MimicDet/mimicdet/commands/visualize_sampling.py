@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from PIL import Image
+
+from mimicdet_runtime.images import find_images, read_image
 
 from ..data import load_records
 from ..engine import Predictor, setup_cfg
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..utils.errors import UserError, command, file_errors, make_folder
+from ..utils.errors import UserError, command, make_folder
 from ..visualization.grid import boxes_from_record, pick_evenly
 from ..visualization.sampling import SamplingRecord, draw_sampling, sampling_points
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="INPUT",
-        help="image files, or the name or address of one data set",
+        help="image files and folders, or the name or address of one data set",
     )
     parser.add_argument("--output", default="output/sampling", metavar="FOLDER")
     parser.add_argument("--num-images", type=int, default=4, help="of a data set, picked evenly")
@@ -91,13 +90,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--labels: {len(args.labels)} labels for {wanted} checkpoint(s)")
 
 
-def find_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
-    """
-    The images that --input names; a data set must be registered.
-
-    Raises:
-        UserError: a file that is missing or no image, or an empty data set.
-    """
+def input_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
+    """The images that --input names; a data set must be registered. UserError where none is."""
     if len(inputs) == 1 and inputs[0] in DatasetCatalog:
         records = load_records(inputs[0])
         chosen = [records[index] for index in pick_evenly(len(records), num_images)]
@@ -107,12 +101,7 @@ def find_images(inputs: Sequence[str], num_images: int) -> list[InputImage]:
             InputImage(Path(x["file_name"]).stem, x["file_name"], boxes_from_record(x))
             for x in chosen
         ]
-    for name in inputs:
-        if not Path(name).is_file():
-            raise UserError(f"--input: '{name}' is neither an image file nor a data set")
-        if Path(name).suffix.lower() not in _SUFFIXES:
-            raise UserError(f"--input: '{name}' is no image file ({', '.join(sorted(_SUFFIXES))})")
-    return [InputImage(Path(name).stem, name, None) for name in inputs]
+    return [InputImage(x.path.stem, str(x.path), None) for x in find_images(inputs)]
 
 
 def load_contender(config_file: str, opts: Sequence[str], label: str = "") -> Contender:
@@ -136,8 +125,7 @@ def compare(
             raise UserError("--choose ground-truth needs a data set as --input")
         reference = image.gt_boxes[: args.num_objects]
     records: list[SamplingRecord] = []
-    with file_errors():
-        pixels = read_image(image.file_name, "BGR")
+    pixels = read_image(image.file_name)
     for contender in contenders:
         record = sampling_points(
             contender.predictor.model,
@@ -158,7 +146,7 @@ def draw(
     args: argparse.Namespace,
 ) -> Image.Image:
     """The pictures of all checkpoints side by side."""
-    pixels = read_image(image.file_name, "RGB")
+    pixels = read_image(image.file_name)[:, :, ::-1]
     panels = [
         draw_sampling(
             pixels,
@@ -178,7 +166,7 @@ def draw(
 
 def _load(args: argparse.Namespace) -> list[Contender]:
     """The one or two checkpoints that the command line names."""
-    is_data = len(args.input) == 1 and not Path(args.input[0]).is_file()
+    is_data = len(args.input) == 1 and not Path(args.input[0]).exists()
     # Registered beside the config's own data sets; it gives the class names.
     opts = [*args.opts, *(["DATASETS.TEST", f"({args.input[0]!r},)"] if is_data else [])]
     labels = args.labels or ["", ""]
@@ -194,7 +182,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     """Write the pictures and sampling.json; yields each path that was written."""
     check_arguments(args)
     contenders = _load(args)
-    images = find_images(args.input, args.num_images)
+    images = input_images(args.input, args.num_images)
     output = Path(args.output)
     make_folder(output)
     content = []

@@ -1,6 +1,5 @@
 """Drawing primitives that all pictures share: fonts, class colours, labelled boxes."""
 
-import colorsys
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 
+from mimicdet_runtime import drawing
+
 Color = tuple[int, int, int]
 Rect = tuple[float, float, float, float]
 
-# Easy to tell apart, and legible on photographs as on drawings.
-_PALETTE: tuple[Color, ...] = (
-    (31, 119, 255),
-    (255, 127, 14),
-    (27, 158, 71),
-    (214, 39, 40),
-    (148, 77, 219),
-    (0, 178, 190),
-    (245, 200, 0),
-    (227, 66, 168),
-    (140, 86, 75),
-    (120, 190, 33),
-    (20, 60, 150),
-    (110, 120, 130),
-)
-_GOLDEN_RATIO = 0.618033988749895
 _EDGE: Color = (20, 20, 24)
 
 
@@ -43,12 +28,8 @@ class BoxStyle:
 
 def class_color(index: int) -> Color:
     """Return the RGB colour (0..255) of class `index`, the same in every picture."""
-    if index < len(_PALETTE):
-        return _PALETTE[index]
-    hue = (index * _GOLDEN_RATIO) % 1.0
-    value = 0.95 if index % 2 else 0.75
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.8, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    blue, green, red = drawing.class_color(index)
+    return red, green, blue
 
 
 def text_color(background: Color) -> Color:

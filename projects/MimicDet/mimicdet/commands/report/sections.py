@@ -8,7 +8,6 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ...evaluation.error_split import KINDS
-from ...utils.drawing import class_color
 from ...visualization.curves import Panel, group_scalars
 from .charts import line_chart
 from .images import best_and_worst, picture_pair
@@ -45,10 +44,6 @@ def build_sections(runs: Sequence[Run], score_threshold: float, num_images: int)
         notes = "".join(paragraph(problem, faint=False) for problem in problems)
         sections.append(Section("notes", "Notes", notes))
     return sections
-
-
-def _color(index: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*class_color(index))
 
 
 def _compared(values: Sequence[float | None], scale: float = 100.0) -> list[Cell]:
@@ -115,7 +110,7 @@ def _charts(charts: Sequence[str]) -> str:
 def _overlay(runs: Sequence[Run], key: str, title: str, scale: str) -> str:
     """One scalar of all runs in one chart; empty where fewer than two runs have it."""
     lines = [
-        (*run.metrics[key], {"label": run.label, "color": _color(index)})
+        (*run.metrics[key], {"label": run.label, "color": f"C{index}"})
         for index, run in enumerate(runs)
         if key in run.metrics
     ]
@@ -163,7 +158,7 @@ def precision_recall(found: Evaluated) -> str:
     parts = []
     if len(found) > 1:
         means = [
-            (f"{_head_label(run)}, IoU {iou:.2f}", _mean(results, row), _color(i), dash)
+            (f"{_head_label(run)}, IoU {iou:.2f}", _mean(results, row), f"C{i}", dash)
             for i, (run, results) in enumerate(found)
             for iou, row, dash in ((0.5, 0, "-"), (0.75, 5, "--"))
         ]
@@ -173,7 +168,7 @@ def precision_recall(found: Evaluated) -> str:
         objects = np.concatenate([x.gt_classes for x in results.images])
         common = np.argsort(-np.bincount(objects, minlength=precision.shape[1]), kind="stable")
         shown = [int(i) for i in sorted(common[:_MOST_CLASSES]) if (precision[:, i] > -1).all()]
-        curves = [(run.truth.class_names[i], precision[:, i], _color(i), "-") for i in shown]
+        curves = [(run.truth.class_names[i], precision[:, i], f"C{i}", "-") for i in shown]
         if len(found) == 1:
             curves.append(("all", _mean(results, 0), "black", "-"))
             curves.append(("all, IoU 0.75", _mean(results, 5), "black", "--"))
