@@ -73,14 +73,10 @@ def draw_box(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int, das
 def _draw_dashed(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int) -> None:
     x0, y0, x1, y1 = box
     dash = 4 * width
-    for x in np.arange(x0, x1, 2 * dash):
-        end = min(x + dash, x1)
-        draw.line((x, y0, end, y0), fill=color, width=width)
-        draw.line((x, y1, end, y1), fill=color, width=width)
-    for y in np.arange(y0, y1, 2 * dash):
-        end = min(y + dash, y1)
-        draw.line((x0, y, x0, end), fill=color, width=width)
-        draw.line((x1, y, x1, end), fill=color, width=width)
+    across = [(x, y, min(x + dash, x1), y) for x in np.arange(x0, x1, 2 * dash) for y in (y0, y1)]
+    down = [(x, y, x, min(y + dash, y1)) for y in np.arange(y0, y1, 2 * dash) for x in (x0, x1)]
+    for line in across + down:
+        draw.line(line, fill=color, width=width)
 
 
 def _overlap(a: Rect, b: Rect) -> float:

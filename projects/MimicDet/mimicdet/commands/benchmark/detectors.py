@@ -2,16 +2,15 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from detectron2 import model_zoo as detectron2_zoo
 from detectron2.config import CfgNode, instantiate
-from detectron2.modeling import Backbone, build_model
-from detectron2.structures import ImageList
-from omegaconf import DictConfig
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import RetinaNet
 from torch import Tensor, nn
 
 from ... import model_zoo
@@ -82,19 +81,17 @@ class Case:
 
 
 class BackboneOnly(nn.Module):
-    """A backbone with Detectron2's pre-processing around it: the limit of a detector's speed."""
+    """A RetinaNet without its head, P3 to P7: the limit of a detector's speed."""
 
-    def __init__(self, backbone: Backbone, pixel_mean: Sequence[float], pixel_std: Sequence[float]):
+    def __init__(self, retinanet: RetinaNet):
         super().__init__()
-        self.backbone = backbone
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        del retinanet.head
+        self.detector = retinanet
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The maps by name; in training a number that every one of their values takes part in."""
-        images = [x["image"].to(self.pixel_mean.device) for x in batched_inputs]
-        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        maps = self.backbone(ImageList.from_tensors(images, self.backbone.size_divisibility).tensor)
+        images = self.detector.preprocess_image(batched_inputs)
+        maps = self.detector.backbone(images.tensor)
         return {"loss": sum(x.mean() for x in maps.values())} if self.training else maps
 
 
@@ -120,7 +117,7 @@ def _faster_rcnn(settings: ModelSettings) -> nn.Module:
     return build_model(_set_backbone(cfg, settings))
 
 
-def _lazy_model(name: str, settings: ModelSettings) -> DictConfig:
+def _one_stage(name: str, settings: ModelSettings) -> nn.Module:
     """The model of one of Detectron2's Python configs, with another ResNet and class count."""
     model = detectron2_zoo.get_config(f"COCO-Detection/{name}_R_50_FPN_1x.py").model
     model.num_classes = settings.num_classes
@@ -130,18 +127,7 @@ def _lazy_model(name: str, settings: ModelSettings) -> DictConfig:
         del stages.stride_in_1x1  # their blocks have no 1x1 convolution
         if model.backbone.top_block.get("in_feature", "res5") == "res5":
             model.backbone.top_block.in_channels = 512
-    return model
-
-
-def _one_stage(name: str, settings: ModelSettings) -> nn.Module:
-    return instantiate(_lazy_model(name, settings)).to(settings.device)
-
-
-def _backbone(settings: ModelSettings) -> nn.Module:
-    """RetinaNet's: P3 to P7."""
-    lazy = _lazy_model("retinanet", settings)
-    model = BackboneOnly(instantiate(lazy.backbone), lazy.pixel_mean, lazy.pixel_std)
-    return model.to(settings.device)
+    return instantiate(model).to(settings.device)
 
 
 # Box deltas of a fifth of a box's side, logits that differ between classes and places: what
@@ -203,7 +189,7 @@ DETECTORS: dict[str, Detector] = {
         softmax=True,
         score_thresh=lambda model: model.roi_heads.box_predictor.test_score_thresh,
     ),
-    "backbone": Detector(_backbone),
+    "backbone": Detector(lambda s: BackboneOnly(_one_stage("retinanet", s))),
 }
 
 CASES: dict[str, Case] = {
