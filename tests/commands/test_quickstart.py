@@ -95,6 +95,7 @@ def test_whole_run_and_resume(tmp_path):
         "1/4 data",
         "4 images, 4 objects",
         "iteration 2/2 (100 %)",
+        "3/4 evaluation",
         "4/4 pictures and report",
     ):
         assert text in first.stdout, first.stdout

@@ -12,14 +12,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultPredictor, HookBase
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine import DefaultPredictor
+from detectron2.engine.hooks import CallbackHook, PeriodicWriter
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -78,24 +78,6 @@ class ProgressLine(EventWriter):
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
-
-
-class _LastStep(HookBase):
-    """Marks the end of the last iteration: what train() does after that is evaluation."""
-
-    def __init__(self, announce: Callable[[], None]) -> None:
-        self._announce = announce
-        self.when = time.perf_counter()
-
-    def before_train(self) -> None:
-        self.when = time.perf_counter()
-        if self.trainer.start_iter >= self.trainer.max_iter:
-            self._announce()
-
-    def after_step(self) -> None:
-        self.when = time.perf_counter()
-        if self.trainer.iter + 1 == self.trainer.max_iter:
-            self._announce()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -198,20 +180,31 @@ def train(
     Raises:
         UserError: the loss became infinite or NaN, or a checkpoint does not fit.
     """
-    start = time.perf_counter()
-    last_step = _LastStep(lambda: print("3/4 evaluation", file=stream, flush=True))
+    start = end_of_steps = time.perf_counter()
+
+    def mark_step(done: int) -> None:
+        """What train() does after the last iteration is evaluation."""
+        nonlocal end_of_steps
+        end_of_steps = time.perf_counter()
+        if done >= cfg.SOLVER.MAX_ITER:
+            print("3/4 evaluation", file=stream, flush=True)
+
+    marks = CallbackHook(
+        before_train=lambda trainer: mark_step(trainer.start_iter),
+        after_step=lambda trainer: mark_step(trainer.iter + 1),
+    )
     trainer = MimicTrainer(cfg)
     line = PeriodicWriter([ProgressLine(trainer.max_iter, stream)])
-    trainer.register_hooks([line, last_step])
+    trainer.register_hooks([line, marks])
     trainer.resume_or_load(resume=resume)
     try:
         trainer.train()
     except FloatingPointError as error:
         raise UserError(f"training diverged, try a smaller SOLVER.BASE_LR: {error}") from error
-    seconds["training"] = last_step.when - start
+    seconds["training"] = end_of_steps - start
     # DefaultTrainer evaluates once at the end of training, whatever TEST.EVAL_PERIOD is.
     results = getattr(trainer, "_last_eval_results", None) or trainer.test(cfg, trainer.model)
-    seconds["evaluation"] = time.perf_counter() - last_step.when
+    seconds["evaluation"] = time.perf_counter() - end_of_steps
     return results
 
 
