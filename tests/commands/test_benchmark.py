@@ -42,6 +42,7 @@ from mimicdet.commands.benchmark.workloads import (
     make_inputs,
     make_workload,
 )
+from mimicdet.utils import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (64, 64)
@@ -423,8 +424,8 @@ def test_every_case_can_be_plotted():
         (["--backbones", "R-34"], "--backbones must be one of R-18, R-50, R-101, got 'R-34'"),
         (["--mode", "sleep"], "--mode must be one of eval, train, got 'sleep'"),
         (["--device", "tpu"], "--device must be one of cpu, cuda, got 'tpu'"),
-        (["--report", "nowhere.json"], "there is no file 'nowhere.json'"),
-        (["--plot", "nowhere.json"], "there is no file 'nowhere.json'"),
+        (["--report", "nowhere.json"], "nowhere.json: No such file"),
+        (["--plot", "nowhere.json"], "nowhere.json: No such file"),
     ],
 )
 def test_bad_arguments_are_one_line_and_status_2(arguments, message, capsys):
@@ -518,7 +519,7 @@ def test_onnx_row_is_of_the_cpu_and_of_inference(monkeypatch, capsys):
     asked = ["--detectors", "mimicdet-onnx"]
     assert command_line.main([*asked, "--device", "cuda"]) == 2
     assert "mimicdet-onnx is measured on the CPU alone" in capsys.readouterr().err
-    monkeypatch.setattr(command_line, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     assert command_line.main(asked) == 2
     assert "needs onnx, onnxscript, onnxruntime" in capsys.readouterr().err
     groups = make_groups(

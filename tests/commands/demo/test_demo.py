@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mimicdet.commands import demo
+from mimicdet.utils.errors import UserError
 from tests.helpers import REPOSITORY
 
 
@@ -62,7 +63,7 @@ def test_precision_and_compilation_are_the_predictors(run_demo, tmp_path, monkey
 
     def note(cfg, **options):
         asked.append(options)
-        raise ValueError("noted")
+        raise UserError("noted")
 
     monkeypatch.setattr(demo, "Predictor", note)
     run = ["--input", write_image(tmp_path / "a.png"), "--output", tmp_path / "b.png"]

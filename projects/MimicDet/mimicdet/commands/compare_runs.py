@@ -94,7 +94,7 @@ def execute(run: PlannedRun) -> None:
     prints goes to console.txt in its folder.
 
     Raises:
-        RuntimeError: it failed, or left no AP of boxes (one data set in DATASETS.TEST).
+        UserError: it failed, or left no AP of boxes (one data set in DATASETS.TEST).
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", _TRAIN, "--config-file", run.config_file, "--resume"]
@@ -105,9 +105,9 @@ def execute(run: PlannedRun) -> None:
         ).returncode
     if status:
         lines = console.read_text(errors="replace").strip().splitlines() or [""]
-        raise RuntimeError(f"{run.folder}: exit status {status}: {lines[-1]}")
+        raise UserError(f"{run.folder}: exit status {status}: {lines[-1]}")
     if final_results(run) is None:
-        raise RuntimeError(f"{run.folder}: no bbox/AP in metrics.json; one test set is needed")
+        raise UserError(f"{run.folder}: no bbox/AP in metrics.json; one test set is needed")
 
 
 def format_table(results: Mapping[str, Results]) -> str:
@@ -146,7 +146,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int) -> Iterator[tuple[PlannedRun,
         futures = {pool.submit(execute, run): run for run in runs if final_results(run) is None}
         for future in as_completed(futures):
             error = future.exception()
-            if error is not None and not isinstance(error, RuntimeError):
+            if error is not None and not isinstance(error, UserError):
                 raise error
             yield futures[future], str(error or "")
 
