@@ -1,15 +1,15 @@
-"""Installation of the package ``mimicdet``: ``pip install --no-build-isolation -e .``
+"""Installation of the package ``mimicdet``, together with the runtime, from a checkout:
 
-Detectron2 is an extra, not a plain requirement: given ``detectron2 @ git+...`` pip fetches the
-repository even where Detectron2 is installed already, so that an installation without network would
-fail. ``make setup`` takes care of Detectron2; by hand: ``pip install --no-build-isolation -r
-requirements/detectron2.txt``.
+    pip install --no-build-isolation -e projects/MimicDetRuntime -e .
+
+The runtime is in no package index, so pip has to be given both; that works without network and for
+wheels alike. An address in the requirement would have to be absolute, and pip would fetch it even
+where the runtime is installed. For the same reason Detectron2 is an extra, not a plain requirement:
+``pip install --no-build-isolation -r requirements/detectron2.txt``. ``make setup`` does all of it.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCE = "projects/MimicDet"
-# A distribution of its own too, for machines without torch; packed here so that both have the same
-# command `mimicdet`.
-RUNTIME = "projects/MimicDetRuntime"
+VERSION = "0.1.0"
 
 REQUIRED = [
+    # Has the command `mimicdet`, and requires OpenCV.
+    f"mimicdet-runtime=={VERSION}",
     "torch",
     "torchvision",
     # Detectron2's tools/benchmark.py calls np.percentile(interpolation=), gone since 2.4.
@@ -39,16 +39,6 @@ TEST = ["pytest>=7", *EXPORT]
 # The formatter's output changes between its releases, hence the narrow range.
 # psutil: Detectron2's tools/benchmark.py.
 DEV = [*TEST, "psutil", "ruff>=0.17,<0.18", "mypy>=1.11"]
-
-
-def opencv_requirement() -> list[str]:
-    """The headless OpenCV, unless another package brings ``cv2``: their files would clash."""
-    headless = "opencv-python-headless"
-    try:
-        importlib.metadata.distribution(headless)
-    except importlib.metadata.PackageNotFoundError:
-        return [] if importlib.util.find_spec("cv2") else [headless]
-    return [headless]
 
 
 def read_requirements(name: str) -> list[str]:
@@ -73,22 +63,30 @@ class BuildWithConfigs(build_py):
 
 setup(
     name="mimicdet",
-    version="0.1.0",
+    version=VERSION,
     description="MimicDet: one-stage object detection that mimics a two-stage head, on Detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     author="MimicDet contributors",
-    python_requires=">=3.10",
-    package_dir={"": SOURCE, "mimicdet_runtime": f"{RUNTIME}/mimicdet_runtime"},
-    packages=[
-        *find_packages(SOURCE, include=["mimicdet", "mimicdet.*"]),
-        *find_packages(RUNTIME, include=["mimicdet_runtime"]),
-    ],
-    package_data={
-        "mimicdet.checkpoint": ["registry.json"],
-        "mimicdet_runtime": ["static/*"],
+    # Beside the paper, what the package builds on: the repository has no public address yet.
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2009.11528",
+        "Detectron2": "https://github.com/facebookresearch/detectron2",
     },
-    entry_points={"console_scripts": ["mimicdet = mimicdet_runtime.cli:main"]},
-    install_requires=REQUIRED + opencv_requirement(),
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    python_requires=">=3.10",
+    package_dir={"": SOURCE},
+    packages=find_packages(SOURCE, include=["mimicdet", "mimicdet.*"]),
+    package_data={"mimicdet.checkpoint": ["registry.json"]},
+    install_requires=REQUIRED,
     extras_require={
         "detectron2": read_requirements("detectron2.txt"),
         "export": EXPORT,

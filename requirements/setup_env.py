@@ -25,7 +25,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = ROOT / ".setup.json"
-PACKAGE = ROOT / "projects" / "MimicDet" / "mimicdet"
+RUNTIME = ROOT / "projects" / "MimicDetRuntime"
+PACKAGES = {
+    "mimicdet": ROOT / "projects" / "MimicDet" / "mimicdet",
+    "mimicdet_runtime": RUNTIME / "mimicdet_runtime",
+}
 EXTRAS = ("test", "dev")  # each holds the ones before it
 DETECTRON2_MODULES = ("torch", "torchvision", "detectron2", "detectron2._C")
 
@@ -164,8 +168,9 @@ def read_requirement(path: Path) -> str:
 def fingerprint(root: Path) -> str:
     """Digest of the files that say what to install; it changes when one of them does."""
     digest = hashlib.sha256()
-    files = [root / "setup.py", root / "pyproject.toml", *sorted((root / "requirements").iterdir())]
-    for path in files:
+    parts = (root, root / "projects" / "MimicDetRuntime")
+    files = [part / name for part in parts for name in ("setup.py", "pyproject.toml")]
+    for path in [*files, *sorted((root / "requirements").iterdir())]:
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -186,10 +191,11 @@ def describe() -> dict[str, Any]:
         spec = importlib.util.find_spec(name)
         return list(spec.submodule_search_locations or [])[:1] if spec else None
 
-    names = {"torch", "torchvision", "detectron2", "mimicdet", "setuptools", "wheel", "ninja"}
-    requirements = importlib.metadata.requires("mimicdet") or [] if version("mimicdet") else []
-    names.update(re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requirements)
-    modules = {name: folder(name) for name in ("torch", "detectron2", "mimicdet", "cv2")}
+    names = {"torch", "torchvision", "detectron2", "setuptools", "wheel", "ninja"}
+    for package in ("mimicdet", "mimicdet-runtime"):
+        requirements = importlib.metadata.requires(package) or [] if version(package) else []
+        names.update([package, *(re.split(r"[^\w.-]", x, maxsplit=1)[0] for x in requirements)])
+    modules = {name: folder(name) for name in ("torch", "detectron2", "cv2", *PACKAGES)}
     compiled = [str(p) for at in modules["detectron2"] or [] for p in Path(at).glob("_C*.so")]
     versions = {name: version(name) for name in sorted(names)}
     return {"versions": versions, "modules": modules, "compiled": compiled}
@@ -224,6 +230,11 @@ def read_stamp(path: Path) -> dict[str, Any]:
 def say(text: str) -> None:
     """Prints progress to stderr: stdout is for the interpreter alone."""
     print(f"[mimicdet] {text}", file=sys.stderr, flush=True)
+
+
+def has_command(python: str) -> bool:
+    """True if the interpreter's environment has the command `mimicdet`."""
+    return (Path(python).parent / "mimicdet").exists()
 
 
 def has_pip(python: str) -> bool:
@@ -335,6 +346,15 @@ def install_detectron2(python: str, broken: bool) -> None:
         raise SetupError(detectron2_help(reason, python))
 
 
+def install_packages(python: str, *arguments: str) -> None:
+    """Installs packages of this checkout."""
+    pip_install(
+        python,
+        ["--quiet", "--no-build-isolation", *arguments],
+        "pip could not install mimicdet or a package that it needs; its reason is above.",
+    )
+
+
 def install(python: str, extra: str) -> None:
     """Installs everything that is not there, step by step."""
     if not has_pip(python):
@@ -346,12 +366,11 @@ def install(python: str, extra: str) -> None:
         say("Detectron2 is there")
     else:
         install_detectron2(python, broken=bool(describe_in(python)["versions"]["detectron2"]))
-    say(f"installing mimicdet and its extra '{extra}'")
-    pip_install(
-        python,
-        ["--quiet", "--no-build-isolation", "-e", f"{ROOT}[{extra}]"],
-        "pip could not install mimicdet or a package that it needs; its reason is above.",
-    )
+    say(f"installing mimicdet, its runtime and its extra '{extra}'")
+    install_packages(python, "-e", str(RUNTIME), "-e", f"{ROOT}[{extra}]")
+    if not has_command(python):
+        # pip replaced a package that held the command, and took it along after it was written.
+        install_packages(python, "--no-deps", "-e", str(RUNTIME))
     problem = import_problem(python, ("cv2", "pycocotools.mask", "fvcore", "tensorboard"))
     if problem:
         raise SetupError(
@@ -372,10 +391,9 @@ def run(extra: str) -> str:
         wanted["extra"] = stamp["extra"]
     install(python, wanted["extra"])
     state = describe_in(python)
-    if state["modules"]["mimicdet"] != [str(PACKAGE)]:
-        raise SetupError(
-            f"mimicdet is imported from {state['modules']['mimicdet']}, not {PACKAGE}."
-        )
+    for name, package in PACKAGES.items():
+        if state["modules"][name] != [str(package)]:
+            raise SetupError(f"{name} is imported from {state['modules'][name]}, not {package}.")
     STAMP.write_text(json.dumps({**wanted, "state": state}, indent=1) + "\n", encoding="utf-8")
     say("set-up is complete")
     return python

@@ -1,7 +1,9 @@
 """The set-up script's decisions and steps, the package's metadata, the Makefile."""
 
+import importlib.metadata
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = ROOT / "projects" / "MimicDetRuntime"
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 PINS = {"torch": "2.11.0", "torchvision": "0.26.0"}
 
@@ -24,10 +27,17 @@ def env():
     return module
 
 
-def run_setup_py(*arguments):
-    """Runs setup.py in the checkout; returns what it prints to stdout."""
+def run_setup_py(*arguments, cwd=ROOT):
+    """Runs setup.py of the package in a folder of the checkout; returns what it prints."""
     command = [sys.executable, "setup.py", "-q", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def written_metadata(cwd, folder):
+    """The .egg-info that setup.py in `cwd` writes into a folder."""
+    run_setup_py("egg_info", "--egg-base", str(folder), cwd=cwd)
+    (info,) = folder.glob("*.egg-info")
+    return info
 
 
 # Decisions
@@ -99,9 +109,13 @@ def test_ready_until_something_changes(env):
 
 
 def test_fingerprint_follows_the_inputs(env, tmp_path):
-    (tmp_path / "requirements").mkdir()
-    files = [tmp_path / "setup.py", tmp_path / "pyproject.toml", tmp_path / "requirements/a.txt"]
+    runtime = tmp_path / "projects" / "MimicDetRuntime"
+    files = [
+        folder / name for folder in (tmp_path, runtime) for name in ("setup.py", "pyproject.toml")
+    ]
+    files.append(tmp_path / "requirements" / "a.txt")
     for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     before = env.fingerprint(tmp_path)
     (tmp_path / "README.md").write_text("no input")
@@ -145,12 +159,14 @@ class Machine:
         self.working, self.calls = set(working), []
         self.state = {
             "versions": {**PINS, "detectron2": detectron2},
-            "modules": {"mimicdet": [str(env.PACKAGE)]},
+            "modules": {name: [str(path)] for name, path in env.PACKAGES.items()},
         }
+        self.loses_command = False
         monkeypatch.setattr(env, "pip_install", self.pip_install)
         monkeypatch.setattr(env, "import_problem", self.import_problem)
         monkeypatch.setattr(env, "describe_in", lambda python: self.state)
         monkeypatch.setattr(env, "has_pip", lambda python: True)
+        monkeypatch.setattr(env, "has_command", lambda python: not self.loses_command)
         monkeypatch.setattr(env, "missing_build_tools", lambda: [])
 
     def import_problem(self, python, modules):
@@ -174,7 +190,8 @@ def test_bare_machine_gets_everything_in_order(env, monkeypatch):
     assert tools == ["-r", "build.txt", "-r", "torch.txt"]
     assert {"--no-build-isolation", "detectron2.txt"} <= set(detectron2)
     assert "--force-reinstall" not in detectron2
-    assert package[-2:] == ["-e", f"{ROOT.name}[test]"] and "--no-build-isolation" in package
+    assert package[-4:] == ["-e", "MimicDetRuntime", "-e", f"{ROOT.name}[test]"]
+    assert "--no-build-isolation" in package
 
 
 def test_working_detectron2_and_its_torch_are_kept(env, monkeypatch):
@@ -237,12 +254,20 @@ def test_second_run_installs_nothing(env, monkeypatch, tmp_path):
     assert installs("test")
 
 
-def test_package_of_another_checkout_is_an_error(env, monkeypatch, tmp_path):
+def test_a_command_that_pip_took_along_is_installed_again(env, monkeypatch):
+    machine = Machine(env, monkeypatch, working=env.DETECTRON2_MODULES, detectron2="0.6")
+    machine.loses_command = True
+    env.install("python", "test")
+    assert machine.calls[-1][-3:] == ["--no-deps", "-e", "MimicDetRuntime"]
+
+
+@pytest.mark.parametrize("name", ["mimicdet", "mimicdet_runtime"])
+def test_package_of_another_checkout_is_an_error(env, monkeypatch, tmp_path, name):
     machine = Machine(env, monkeypatch, working=env.DETECTRON2_MODULES, detectron2="0.6")
     monkeypatch.setattr(env, "environment_python", lambda: "python")
     monkeypatch.setattr(env, "STAMP", tmp_path / "stamp.json")
-    machine.state["modules"]["mimicdet"] = ["/elsewhere/mimicdet"]
-    with pytest.raises(env.SetupError, match="/elsewhere/mimicdet"):
+    machine.state["modules"][name] = [f"/elsewhere/{name}"]
+    with pytest.raises(env.SetupError, match=f"{name} is imported from .*/elsewhere/{name}'"):
         env.run("test")
     assert not (tmp_path / "stamp.json").exists()
 
@@ -259,8 +284,7 @@ def test_pins(env):
 
 
 def test_detectron2_is_no_plain_requirement(tmp_path):
-    run_setup_py("egg_info", "--egg-base", str(tmp_path))
-    (info,) = tmp_path.glob("*.egg-info")
+    info = written_metadata(ROOT, tmp_path)
     plain, *extras = (info / "requires.txt").read_text().split("\n\n")
     assert {"torch", "torchvision", "fvcore", "pycocotools"} <= set(plain.split())
     assert "detectron2" not in plain
@@ -282,13 +306,61 @@ def test_built_package_carries_the_configs(tmp_path):
     assert not (ROOT / "projects/MimicDet/mimicdet/model_zoo/configs").exists()
 
 
-def test_built_package_carries_the_runtime_of_the_same_version(tmp_path):
-    run_setup_py("build_py", "--build-lib", str(tmp_path))
-    built, source = tmp_path / "mimicdet_runtime", ROOT / "projects/MimicDetRuntime"
-    names = {path.relative_to(built).as_posix() for path in built.rglob("*.*")}
-    assert {"cli.py", "static/index.html", "static/app.js", "static/style.css"} <= names
-    version = run_setup_py("--version").strip()
-    assert f'"{version}"' in (source / "mimicdet_runtime" / "version.py").read_text()
+def test_only_the_runtime_has_the_command(tmp_path):
+    """Else pip would delete the command of one package with the other."""
+    full, runtime = tmp_path / "full", tmp_path / "runtime"
+    for folder, cwd in ((full, ROOT), (runtime, RUNTIME)):
+        folder.mkdir()
+        run_setup_py("build_py", "--build-lib", str(folder / "lib"), cwd=cwd)
+    assert [path.name for path in (full / "lib").iterdir()] == ["mimicdet"]
+    assert [path.name for path in (runtime / "lib").iterdir()] == ["mimicdet_runtime"]
+    page = runtime / "lib" / "mimicdet_runtime" / "static"
+    assert {"index.html", "app.js", "style.css"} <= {path.name for path in page.iterdir()}
+    info = written_metadata(ROOT, full)
+    assert not (info / "entry_points.txt").exists()
+    command = (written_metadata(RUNTIME, runtime) / "entry_points.txt").read_text()
+    assert "mimicdet = mimicdet_runtime.cli:main" in command
+    version = run_setup_py("--version", cwd=RUNTIME).strip()
+    assert run_setup_py("--version").strip() == version
+    assert f"mimicdet-runtime=={version}" in (info / "requires.txt").read_text().split()
+
+
+@pytest.mark.parametrize("cwd, title", [(ROOT, "# MimicDet"), (RUNTIME, "# mimicdet-runtime")])
+def test_packages_describe_themselves(tmp_path, cwd, title):
+    text = (written_metadata(cwd, tmp_path) / "PKG-INFO").read_text(encoding="utf-8")
+    for line in (
+        "License: Apache-2.0",
+        "License-File: LICENSE",
+        "Project-URL: Paper, https://arxiv.org/abs/2009.11528",
+        "Classifier: License :: OSI Approved :: Apache Software License",
+        "Description-Content-Type: text/markdown",
+    ):
+        assert f"\n{line}\n" in text
+    assert f"\n{title}" in text
+    assert (cwd / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize(
+    "distribution, module, expected",
+    [
+        (True, True, ["onnxruntime>=1.17", "opencv-python-headless>=4.8"]),
+        (False, False, ["onnxruntime>=1.17", "opencv-python-headless>=4.8"]),
+        (False, True, []),  # of onnxruntime-gpu, opencv-python
+    ],
+)
+def test_what_another_package_brings_is_not_required(monkeypatch, distribution, module, expected):
+    def find_distribution(name):
+        if not distribution:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    required = []
+    monkeypatch.setattr(
+        "setuptools.setup", lambda install_requires: required.extend(install_requires)
+    )
+    monkeypatch.setattr(importlib.metadata, "distribution", find_distribution)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: module or None)
+    runpy.run_path(str(RUNTIME / "setup.py"))
+    assert required == ["numpy", *expected]
 
 
 # Makefile and CI
