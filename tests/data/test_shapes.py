@@ -13,7 +13,6 @@ from detectron2.data.datasets import load_coco_json
 from pycocotools.coco import COCO
 
 from mimicdet.data import cache_root
-from mimicdet.data.cache import new_folder
 from mimicdet.data.datasets.shape_drawing import SHAPE_NAMES, placed_outline
 from mimicdet.data.datasets.shapes import Scene, make_scene, write_shapes
 
@@ -151,18 +150,6 @@ def test_writers_at_once_leave_one_whole_folder(tmp_path):
         thread.join()
     assert [p.name for p in tmp_path.iterdir()] == ["val"]
     assert len(list((tmp_path / "val" / "images").iterdir())) == 3
-
-
-def test_new_folder_loses_a_race_and_cleans_up_after_a_failure(tmp_path):
-    target = tmp_path / "data"
-    with new_folder(target) as ours:
-        (ours / "file").write_text("ours")
-        target.mkdir()
-        (target / "file").write_text("theirs")
-    assert (target / "file").read_text() == "theirs"
-    with pytest.raises(RuntimeError, match="disk"), new_folder(tmp_path / "other"):
-        raise RuntimeError("disk")
-    assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
 def test_unknown_split_is_an_error(tmp_path):

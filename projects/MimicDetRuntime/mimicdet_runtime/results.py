@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 from .detections import Detections
 from .errors import UserError, file_errors
+from .files import new_path
 
 RECORD = "detections.jsonl"
 RESULTS = "results.json"
@@ -106,7 +107,5 @@ def _dump(path: Path, content: Any) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".part")
-    with file_errors():
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+    with file_errors(), new_path(path) as new:
+        new.write_text(text, encoding="utf-8")

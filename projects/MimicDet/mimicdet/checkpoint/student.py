@@ -1,7 +1,6 @@
 """A student-only checkpoint: what inference and fine-tuning need, and what it was trained as."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from ..config import load_config
 from ..data import register_datasets
 from ..utils.errors import UserError, check_installed
+from ..utils.files import new_path
 from .registry import fetch, file_sha256
 
 # The T-head; the optimizer's and the trainer's state lie outside the checkpoint's "model".
@@ -54,17 +54,13 @@ def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: s
         "config": cfg.dump(),
         "source_sha256": file_sha256(source),
     }
-    temporary = f"{output}.{os.getpid()}.tmp"
-    try:
+    with new_path(output) as path:
         if output.endswith(".safetensors"):
             from safetensors.torch import save_file
 
-            save_file(state, temporary, {METADATA_KEY: json.dumps(metadata)})
+            save_file(state, path, {METADATA_KEY: json.dumps(metadata)})
         else:
-            torch.save({"model": state, METADATA_KEY: metadata}, temporary)
-        os.replace(temporary, output)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+            torch.save({"model": state, METADATA_KEY: metadata}, path)
     return len(state)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from ..checkpoint.registry import file_sha256
 from ..modeling.meta_arch.config_checks import is_mimicdet
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError, check_choice, check_installed
+from ..utils.files import new_path
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
 from .metadata import export_metadata, read_metadata
 from .resize import check_resize
@@ -100,13 +99,11 @@ def export_model(
         includes_resize=options.include_resize,
         opset=options.opset if options.file_format == "onnx" else None,
     )
-    # Beside the output, so that it can be moved; of its name, which some formats write down.
-    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=output.parent) as folder:
-        temporary = Path(folder) / output.name
+    # A path of the output's name, which some formats write down.
+    with new_path(output) as temporary:
         WRITERS[options.file_format](model, temporary, metadata)
         check_content(temporary, options.file_format, metadata)
         count = verify(load_exported(temporary, options.file_format), model, images, metadata)
-        os.replace(temporary, output)
     logger.info("%s agrees with the model on %d images, %d detections", output, len(images), count)
     if not count:
         logger.warning("the model found nothing in the sample images: give it --sample-images DIR")

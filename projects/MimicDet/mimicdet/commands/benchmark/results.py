@@ -15,6 +15,7 @@ import torchvision
 
 from ...utils.allocator import keep_freed_memory
 from ...utils.errors import UserError, read_json
+from ...utils.files import new_path
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,8 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def write_results(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a whole file or none: what an earlier call wrote survives a kill."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(results, indent=1) + "\n")
-    draft.replace(path)
+    with new_path(path) as new:
+        new.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def continue_results(old: dict[str, Any], new: dict[str, Any], path: str) -> dict[str, Any]:

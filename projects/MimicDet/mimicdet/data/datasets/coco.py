@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ...utils.errors import UserError, read_json
+from ...utils.files import new_path
 from ..addresses import address_kind
 from ..cache import cache_root
 from ..problems import Problems
@@ -271,21 +271,11 @@ def _usable_file(path: Path, content: Mapping[str, Any]) -> Path:
         completed.append(fixed)
     text = json.dumps({**content, "annotations": completed})
     copy = cache_root() / "coco" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    _write_once(copy, text)
+    if not copy.is_file():  # its name tells its content
+        with new_path(copy) as new:
+            new.write_text(text, encoding="utf-8")
     logger.warning(
         f"{path}: {sum(lacking)} annotations lack what the evaluation needs (a positive id, area, "
         f"iscrowd), first {_describe(annotations[first], first)}; completed copy: {copy}"
     )
     return copy
-
-
-def _write_once(path: Path, text: str) -> None:
-    """Write a file whose name tells its content, safely beside other processes."""
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)

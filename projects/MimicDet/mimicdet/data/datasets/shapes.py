@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import new_folder
+from ...utils.files import new_path
 from .shape_drawing import SHAPE_NAMES, background, draw_distractors, paint_shape, placed_outline
 
 logger = logging.getLogger(__name__)
@@ -208,8 +208,8 @@ def write_shapes(root: str | Path, split: str, num_images: int, seed: int = 0) -
         return target
     logger.info(f"Drawing the embedded data set: {num_images} images into {target}")
     start = time.perf_counter()
-    with new_folder(target) as folder:
-        (folder / "images").mkdir()
+    with new_path(target) as folder:
+        (folder / "images").mkdir(parents=True)
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index in range(num_images):

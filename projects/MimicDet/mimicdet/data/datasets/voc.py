@@ -18,8 +18,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ...utils.errors import UserError, file_errors
+from ...utils.files import new_path
 from ..addresses import address_kind
-from ..cache import cache_root, new_folder
+from ..cache import cache_root
 from ..problems import Problems, read_image_list
 
 USAGE = "voc:FOLDER:SPLIT"
@@ -242,7 +243,7 @@ def _evaluator_folder(
     digest = hashlib.sha256(repr(sorted((str(k), v) for k, v in texts.items())).encode())
     target = cache_root() / "voc" / digest.hexdigest()[:16]
     if not target.is_dir():
-        with new_folder(target) as temporary:
+        with new_path(target) as temporary:
             for path, text in texts.items():
                 (temporary / path).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / path).write_text(text, encoding="utf-8")

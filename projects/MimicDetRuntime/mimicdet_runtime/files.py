@@ -1,0 +1,31 @@
+"""Writing files and folders that a reader sees whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def new_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    Yield a path to write a file or make a folder at, which becomes `target` when the block ends.
+
+    The path has the name of `target` and lies in a temporary folder beside it. When the block
+    raises, nothing is left. A file replaces the one that was there; a folder that another process
+    put there in the meantime stays, and the new one is dropped.
+
+    Raises:
+        OSError: the folder of `target`, which is made if it is missing, cannot be written to.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+        temporary = Path(folder) / target.name
+        yield temporary
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if not (temporary.is_dir() and target.is_dir()):
+                raise
