@@ -55,6 +55,24 @@ def test_seed_by_seed(configs, tmp_path):
     assert runs[0].cfg.SOLVER.MAX_ITER == 2
 
 
+def test_a_sweep_has_a_row_for_each_value(configs, tmp_path):
+    sweep = ["SOLVER.BASE_LR", "0.1", "0.2"]
+    runs = plan_runs(configs, [1], tmp_path, ["SOLVER.BASE_LR", "0.5"], sweep)
+    assert [(run.name, run.cfg.SOLVER.BASE_LR) for run in runs] == [
+        (f"{config}_base_lr_{value}", value)
+        for config in ("alone", "taught")
+        for value in (0.1, 0.2)
+    ]
+    assert [run.folder for run in runs] == [tmp_path / run.name / "seed_1" for run in runs]
+    for bad, message in (
+        (sweep[:1], "--sweep SOLVER.BASE_LR: no values"),
+        ([*sweep, "0.2"], "alone_base_lr_0.2.*twice"),
+        (["SEED", "3"], "SEED: set by the comparison"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan_runs(configs, [1], tmp_path, SHORT, bad)
+
+
 @pytest.mark.parametrize(
     ("repeats", "seeds", "opts", "message"),
     [
@@ -118,6 +136,9 @@ def test_a_failure_keeps_no_other_run_from_its_end(configs, tmp_path, capsys, mo
     assert written.out.endswith(table)
     assert "| alone | 1, 2 | 10.0, 20.0 | 15.0 | 10.0 | 60.0 |" in table
     assert main([*arguments, "--seeds", "1", "2", "--opts", *SHORT]) == 0
+    sweep = ["--sweep", "SOLVER.BASE_LR", "0.1", "0.2"]
+    assert main([*arguments, "--seeds", "1", *sweep, "--opts", *SHORT]) == 0
+    assert "| alone_base_lr_0.2 | 1 | 10.0 |" in (tmp_path / "table.md").read_text()
     lines = (tmp_path / "alone" / "seed_1" / "metrics.json").read_text().splitlines()
     assert len(lines) == 1  # not run again
 

@@ -27,40 +27,61 @@ class PlannedRun:
     """One training: a config with one seed."""
 
     config_file: str
+    name: str  # the row of the table that it belongs to
     seed: int
     folder: Path
     cfg: CfgNode
     opts: tuple[str, ...]  # everything that is set on top of the config file
 
-    @property
-    def name(self) -> str:
-        """The row of the table that it belongs to."""
-        return Path(self.config_file).stem
+
+def _rows(config_files: Sequence[str], sweep: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """(name, config file, overrides) of each row of the table."""
+    if not sweep:
+        return [(Path(file).stem, file, []) for file in config_files]
+    key, *values = sweep
+    if not values:
+        raise UserError(f"--sweep {key}: no values follow")
+    label = key.rsplit(".", 1)[-1].lower()
+    return [
+        (f"{Path(file).stem}_{label}_{value}", file, [key, value])
+        for file in config_files
+        for value in values
+    ]
 
 
 def plan_runs(
-    config_files: Sequence[str], seeds: Sequence[int], output: Path, opts: Sequence[str]
+    config_files: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    opts: Sequence[str],
+    sweep: Sequence[str] = (),
 ) -> list[PlannedRun]:
     """
     All runs, seed by seed, so that an interrupted comparison has a part of every config.
 
+    Args:
+        output: folder of all runs.
+        opts: overrides of all: key, value, key, value, ...
+        sweep: a key and its values; each config is trained with each of them.
+
     Raises:
-        UserError: two configs of one name, a seed twice, or what setup_cfg refuses.
+        UserError: two rows of one name, a seed twice, or what setup_cfg refuses.
     """
-    names = [Path(file).stem for file in config_files]
-    for what, values in (("config", names), ("seed", list(seeds))):
+    rows = _rows(config_files, sweep)
+    for what, values in (("config", [name for name, _, _ in rows]), ("seed", list(seeds))):
         twice = sorted({str(x) for x in values if values.count(x) > 1})
         if twice:
             raise UserError(f"{what} {', '.join(twice)} is named twice")
-    own = sorted(set(opts[::2]) & set(_OWN_KEYS))
+    own = sorted({*opts[::2], *sweep[:1]} & set(_OWN_KEYS))
     if own:
         raise UserError(f"{', '.join(own)}: set by the comparison, see --seeds and --output")
     runs = []
     for seed in seeds:
-        for file, name in zip(config_files, names):
+        for name, file, swept in rows:
             folder = output / name / f"seed_{seed}"
-            all_opts = (*opts, "SEED", str(seed), "OUTPUT_DIR", str(folder))
-            runs.append(PlannedRun(file, seed, folder, setup_cfg(file, list(all_opts)), all_opts))
+            all_opts = (*opts, *swept, "SEED", str(seed), "OUTPUT_DIR", str(folder))
+            cfg = setup_cfg(file, list(all_opts))
+            runs.append(PlannedRun(file, name, seed, folder, cfg, all_opts))
     return runs
 
 
@@ -173,6 +194,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-files", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], metavar="SEED")
     parser.add_argument("--output", type=Path, default="output/comparison", metavar="FOLDER")
+    parser.add_argument(
+        "--sweep", nargs="+", default=[], metavar=("KEY", "VALUE"), help="a row for each value"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="overrides of all: KEY VALUE ..."
@@ -186,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.jobs < 1:
         raise UserError("--jobs must be at least 1")
-    runs = plan_runs(args.config_files, args.seeds, args.output, args.opts)
+    runs = plan_runs(args.config_files, args.seeds, args.output, args.opts, args.sweep)
     for run in runs:
         check_settings(run)
     make_folder(args.output)
