@@ -76,25 +76,15 @@ def register_voc(name: str, dirname: str, split: str) -> None:
             names them all.
     """
     folder = Path(dirname).expanduser()
-    for part in (folder, folder / "Annotations", folder / "JPEGImages"):
-        if not part.is_dir():
-            raise UserError(f"no folder {part} (Pascal VOC data set {name!r})")
-    ids = _read_split(folder, split)
-    annotations = _read_annotations(folder)
-    files = _find_images(folder, split, ids, annotations)
-    problems = Problems(folder / "ImageSets" / "Main" / f"{split}.txt")
-    for image_id in ids:
-        if annotations[image_id].size is None:
-            problems.add("annotation without a positive <size>", f"{image_id}.xml")
-    problems.raise_if_any()
+    ids, files, annotations = read_voc(folder, split)
     classes = sorted({x.name for image in annotations.values() for x in image.objects})
     if not classes:
         raise UserError(f"{folder / 'Annotations'}: no <object> in any annotation file")
     absent = set(classes) - {x.name for i in ids for x in annotations[i].objects}
     if absent:
         logger.warning(
-            f"{problems.source}: no object of {', '.join(sorted(absent))} in this split; its "
-            "Pascal VOC average precision, and so their mean, will be nan if evaluated"
+            f"{_split_file(folder, split)}: no object of {', '.join(sorted(absent))} in this "
+            "split; its Pascal VOC average precision, and so their mean, will be nan if evaluated"
         )
     records = [_to_record(i, files[i], annotations[i], classes) for i in ids]
     DatasetCatalog.register(name, lambda: copy.deepcopy(records))
@@ -108,8 +98,39 @@ def register_voc(name: str, dirname: str, split: str) -> None:
     )
 
 
+def read_voc(folder: Path, split: str) -> tuple[list[str], dict[str, Path], dict[str, VocImage]]:
+    """
+    Read a Pascal VOC folder.
+
+    Returns:
+        ids: of the split's images, in its order.
+        files: image id -> image file.
+        annotations: image id -> annotation, of all splits; those of `ids` have a size.
+
+    Raises:
+        UserError: folder, split file, annotation or image missing; broken XML or faulty records,
+            all of them named.
+    """
+    for part in (folder, folder / "Annotations", folder / "JPEGImages"):
+        if not part.is_dir():
+            raise UserError(f"no folder {part} (Pascal VOC data set)")
+    ids = _read_split(folder, split)
+    annotations = _read_annotations(folder)
+    files = _find_images(folder, split, ids, annotations)
+    problems = Problems(_split_file(folder, split))
+    for image_id in ids:
+        if annotations[image_id].size is None:
+            problems.add("annotation without a positive <size>", f"{image_id}.xml")
+    problems.raise_if_any()
+    return ids, files, annotations
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
+
+
 def _read_split(folder: Path, split: str) -> list[str]:
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = _split_file(folder, split)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise UserError(f"no split file {path}; splits found there: {known}")
@@ -191,7 +212,7 @@ def _find_images(
         stem, suffix = os.path.splitext(entry.name)
         if suffix.lower() in _IMAGE_SUFFIXES:
             present[stem] = folder / "JPEGImages" / entry.name
-    problems = Problems(folder / "ImageSets" / "Main" / f"{split}.txt")
+    problems = Problems(_split_file(folder, split))
     for image_id in ids:
         if image_id not in annotations:
             problems.add("image without annotation file", f"Annotations/{image_id}.xml")
