@@ -1,5 +1,6 @@
 """What several tests need: a small MimicDet, and inputs whose proposals hit their objects."""
 
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,11 @@ def count_calls(module: torch.nn.Module) -> list[int]:
 
 def gradients_of(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
     return {name: p.grad for name, p in module.named_parameters()}
+
+
+def one_of_each(names: Iterable[str], key: Callable[[str], Hashable]) -> list[str]:
+    """The first name of each group; `key` says to which group a name belongs."""
+    first: dict[Hashable, str] = {}
+    for name in names:
+        first.setdefault(key(name), name)
+    return list(first.values())

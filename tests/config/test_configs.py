@@ -1,4 +1,4 @@
-"""Every yaml of configs/: it loads, holds what it is meant to, builds and trains a step."""
+"""Every yaml of configs/: sound, and what it is meant to be; one of each structure trains."""
 
 import math
 import re
@@ -13,10 +13,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from mimicdet import build_distiller, model_zoo
+from mimicdet.config import check_config
+from mimicdet.data.catalog import set_num_classes
 from mimicdet.model_zoo.convert import detectron2_key
+from tests.helpers import REPOSITORY, one_of_each
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-# The detectors that distillation compares are tested in detectors/test_detector_configs.py.
+# The detectors that distillation compares are tested in modeling/meta_arch.
 CONFIGS = [x for x in model_zoo.list_configs() if not x.startswith("Distillation/")]
 ONE_X = "COCO-Detection/mimicdet_R_50_FPN_1x"
 COCO_TRAIN_IMAGES = 118287
@@ -62,7 +64,28 @@ def random_input(height: int = 96, width: int = 128) -> dict[str, object]:
     return {"image": torch.randint(0, 256, (3, height, width)).float(), "instances": instances}
 
 
+def structure(name: str) -> str:
+    """What makes the reduced model one of its own: all but its weights and pixel values."""
+    cfg = reduced(name)
+    separate = cfg.MODEL.MIMICDET.SEPARATE_TEACHER
+    separate.CONFIG_FILE = separate.WEIGHTS = str(bool(separate.CONFIG_FILE))
+    cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = []
+    return cfg.MODEL.dump()
+
+
+STRUCTURES = one_of_each(CONFIGS, structure)
+
+
 # ---------------------------------------------------------------- what they say
+
+
+@pytest.mark.parametrize("name", model_zoo.list_configs())
+def test_config_is_sound(name):
+    """Detectron2 refuses unknown keys as it loads them; check_config contradictions."""
+    cfg = model_zoo.get_config(name)
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:  # taken from the data
+        set_num_classes(cfg, 3)
+    check_config(cfg)
 
 
 def test_all_rows_of_the_paper_are_there():
@@ -238,12 +261,12 @@ def test_unpublished_checkpoint_is_an_error():
 # ---------------------------------------------------------------- they build and train
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_config_builds_at_full_size(name):
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "meta"
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:  # the quickstarts take it from the data
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+        set_num_classes(cfg, 3)
     with torch.device("meta"):
         model = build_model(cfg)
     keys = cfg.MODEL.MIMICDET
@@ -276,7 +299,7 @@ def expected_losses(cfg: CfgNode) -> set[str]:
     return losses
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_config_trains_a_step(name, tmp_path):
     torch.manual_seed(0)
     cfg = reduced(name)
