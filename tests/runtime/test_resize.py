@@ -27,6 +27,13 @@ def test_same_pixels_as_pillow(height, width, new_height, new_width):
     assert np.array_equal(resize_bilinear(image, (new_height, new_width)), np.asarray(expected))
 
 
+def test_one_level_off_where_pillow_takes_the_height_first():
+    image = np.random.default_rng(0).integers(0, 256, (782, 360, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((122, 266), Image.Resampling.BILINEAR))
+    difference = resize_bilinear(image, (266, 122)).astype(int) - expected
+    assert np.abs(difference).max() <= 1
+
+
 def test_halving_weighs_four_pixels():
     first, weights = filter_weights(8, 4)
     assert first.tolist() == [0, 1, 3, 5]

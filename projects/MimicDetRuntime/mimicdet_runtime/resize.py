@@ -48,7 +48,10 @@ def _resize_rows(image: np.ndarray, out_size: int) -> np.ndarray:
 
 def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
-    Resize an image as Pillow's BILINEAR does, to the bit where both sides shrink or both grow.
+    Resize an image as Pillow's BILINEAR does, to the bit where both sides grow.
+
+    The width comes first. Pillow 13 takes the height first for some tall images that shrink, and
+    rounds in between, so that a value may differ by 1.
 
     Args:
         image: (H, W, C) uint8.
