@@ -92,15 +92,15 @@ def prepare(clone: Path, output: Path) -> dict[str, tuple[int, int]]:
 
 
 @command
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tools/prepare_bccd.py; return its exit status: 2 for bad input."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tools/prepare_bccd.py."""
     parser = argparse.ArgumentParser(
         prog="prepare_bccd.py",
         description=f"Write the blood cell images of {_ADDRESS} (MIT licence) as COCO JSON.",
     )
     parser.add_argument("clone", type=Path, metavar="CLONE_FOLDER", help="of that repository")
     parser.add_argument("output", type=Path, metavar="OUTPUT_FOLDER", help="a new folder")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     for split, (images, boxes) in prepare(args.clone, args.output).items():
         print(f"{split}: {images} images, {boxes} boxes")
     return 0

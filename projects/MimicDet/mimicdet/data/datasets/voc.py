@@ -72,8 +72,7 @@ def register_voc(name: str, dirname: str, split: str) -> None:
         split: ImageSets/Main/`split`.txt lists the images.
 
     Raises:
-        UserError: folder, split file, annotation or image missing, broken XML or faulty records;
-            names them all.
+        UserError: what read_voc refuses, or no object in any annotation file.
     """
     folder = Path(dirname).expanduser()
     ids, files, annotations = read_voc(folder, split)
