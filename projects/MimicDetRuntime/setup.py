@@ -21,6 +21,7 @@ def requirement(name: str, release: str, module: str) -> list[str]:
 setup(
     install_requires=[
         "numpy",
+        "Pillow>=9.1",
         *requirement("onnxruntime", "1.17", "onnxruntime"),
         *requirement("opencv-python-headless", "4.8", "cv2"),
     ]

@@ -231,7 +231,7 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "detectron2", "mimicdet", "PIL", "tqdm"):
+        if name.split(".")[0] in ("torch", "torchvision", "detectron2", "mimicdet", "tqdm"):
             raise ImportError(f"{name} is not to be imported")
 
 sys.meta_path.insert(0, Blocker())

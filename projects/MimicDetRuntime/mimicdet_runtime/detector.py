@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .detections import Detections, rescale
 from .errors import UserError
 from .metadata import ModelInfo, parse_metadata
-from .resize import resize_bilinear
 
 DEVICES = ("cpu", "cuda")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -103,7 +103,10 @@ class Detector:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         if self.info.includes_resize:
             return image
-        return resize_bilinear(image, self.info.resize.output_size(*image.shape[:2]))
+        height, width = self.info.resize.output_size(*image.shape[:2])
+        # As Detectron2 does: OpenCV's INTER_LINEAR looks at four pixels whatever the factor.
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
 
     def _detections(
         self,
