@@ -4,7 +4,7 @@ import pytest
 from detectron2.modeling import build_model
 
 from mimicdet.config import check_config
-from mimicdet.modeling.heads.labels import HeadSettings
+from mimicdet.modeling.heads.settings import HeadSettings
 from tests.helpers import small_cfg
 
 M = "MODEL.MIMICDET."

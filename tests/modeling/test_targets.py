@@ -5,14 +5,10 @@ import random
 
 import pytest
 import torch
+from detectron2.structures import Instances
 
-from mimicdet.modeling.targets import (
-    assign_anchors,
-    draw,
-    mine_hard,
-    responsible_levels,
-    sample_labels,
-)
+from mimicdet.modeling.heads.labels import ProposalSampling
+from mimicdet.modeling.targets import assign_anchors, mine_hard, responsible_levels, sample
 
 STRIDES = (8, 16, 32)
 BASE_SCALES = [4.0 * s for s in STRIDES]  # 32, 64, 128
@@ -231,6 +227,12 @@ def test_a_gap_between_levels_is_nobodys():
 # ---------------------------------------------------------------- samplers
 
 
+def sample_labels(classes, num_samples, positive_fraction, num_classes):
+    proposals = Instances((1, 1), gt_classes=classes)
+    sampling = ProposalSampling(None, num_classes, num_samples, positive_fraction)
+    return sampling.sample([proposals])[0]
+
+
 def classes_with(positives, negatives, ignored, num_classes=4):
     classes = [i % num_classes for i in range(positives)]
     classes += [num_classes] * negatives + [-1] * ignored
@@ -260,37 +262,42 @@ def test_sample_counts(positives, negatives, expected):
     assert (chosen[expected[0] :] == 4).all()
 
 
-def test_samplers_follow_their_generator():
+def test_samplers_follow_the_seed():
     classes = classes_with(60, 300, ignored=0)
 
-    def sample(seed):
-        return sample_labels(classes, 64, 0.25, 4, torch.Generator().manual_seed(seed))
+    def labelled(seed):
+        torch.manual_seed(seed)
+        return sample_labels(classes, 64, 0.25, 4)
 
-    assert torch.equal(sample(3), sample(3))
-    assert not torch.equal(sample(3), sample(4))
+    assert torch.equal(labelled(3), labelled(3))
+    assert not torch.equal(labelled(3), labelled(4))
     indices = torch.arange(100) * 3
-    first = draw(indices, 10, torch.Generator().manual_seed(1))
-    assert torch.equal(first, draw(indices, 10, torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, draw(indices, 10, torch.Generator().manual_seed(2)))
+
+    def some(seed):
+        torch.manual_seed(seed)
+        return sample(indices, 10)
+
+    assert torch.equal(some(1), some(1))
+    assert not torch.equal(some(1), some(2))
 
 
-def test_every_positive_is_drawn_as_often():
-    """60 of 100 draws each, on average: a sampler that prefers the first ones fails."""
+def test_every_positive_is_sampled_as_often():
+    """60 of 100 samples each, on average: a sampler that prefers the first ones fails."""
     classes = torch.tensor([0] * 10 + [4] * 10)
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     counts = torch.zeros(20)
     for _ in range(1000):
-        counts[sample_labels(classes, 12, 0.5, 4, generator)] += 1
+        counts[sample_labels(classes, 12, 0.5, 4)] += 1
     assert counts.sum() == 12000
     assert (counts - 600).abs().max() < 80  # five standard deviations
 
 
-def test_draw_takes_from_the_given_indices_without_repeating():
+def test_sample_takes_from_the_given_indices_without_repeating():
     indices = torch.tensor([5, 17, 2, 90])
-    drawn = draw(indices, 3)
-    assert len(drawn.unique()) == 3 and set(drawn.tolist()) <= set(indices.tolist())
-    assert sorted(draw(indices, 10).tolist()) == [2, 5, 17, 90]
-    assert len(draw(indices[:0], 3)) == 0
+    sampled = sample(indices, 3)
+    assert len(sampled.unique()) == 3 and set(sampled.tolist()) <= set(indices.tolist())
+    assert sorted(sample(indices, 10).tolist()) == [2, 5, 17, 90]
+    assert len(sample(indices[:0], 3)) == 0
 
 
 def test_hard_mining_takes_the_highest_losses():

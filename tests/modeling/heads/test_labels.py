@@ -1,4 +1,4 @@
-"""Labels and detection losses of the heads (labels.py) against plain Python."""
+"""Labels, samples and detection losses of the heads against plain Python."""
 
 import math
 
@@ -8,12 +8,9 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 
-from mimicdet.modeling.heads.labels import (
-    cat_labelled,
-    fast_rcnn_losses,
-    label_proposals,
-    regression_loss,
-)
+from mimicdet.modeling.heads.labels import ProposalSampling
+from mimicdet.modeling.heads.teacher_head import fast_rcnn_losses
+from mimicdet.modeling.losses import regression_loss
 from mimicdet.modeling.structures import HeadPredictions, LabelledBoxes
 from tests.helpers import instances
 
@@ -30,7 +27,7 @@ def proposals_of(boxes):
 
 def label(boxes, targets, thresholds=(0.6,), labels=(0, 1)):
     matcher = Matcher(list(thresholds), list(labels), allow_low_quality_matches=False)
-    return label_proposals([proposals_of(boxes)], [targets], matcher, 5)[0]
+    return ProposalSampling(matcher, 5, 128, 0.25).label([proposals_of(boxes)], [targets])[0]
 
 
 GT = instances(SIZE, [[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 70.0, 70.0]], [3, 1])
@@ -81,7 +78,7 @@ def test_targets_are_not_written_to():
 
 def test_images_are_put_one_after_another():
     first, second = label([[0.0, 0.0, 10.0, 10.0]], GT), label([[80.0, 0.0, 90.0, 9.0]] * 2, GT)
-    boxes = cat_labelled([first, second])
+    boxes = LabelledBoxes.of([first, second])
     assert boxes.gt_classes.tolist() == [3, 5, 5]
     assert boxes.boxes[:, 0].tolist() == [0, 80, 80]
     assert boxes.foreground(5).tolist() == [True, False, False]
@@ -118,7 +115,7 @@ def test_fast_rcnn_losses_divide_by_all_sampled_boxes():
     logits = torch.randn(3, 6, generator=generator)
     deltas = torch.randn(3, 4, generator=generator).requires_grad_()
     predictions = HeadPredictions(logits, deltas, logits, logits)
-    cls_loss, loc_loss = fast_rcnn_losses(predictions, cat_labelled([boxes]), TRANSFORM, 5)
+    cls_loss, loc_loss = fast_rcnn_losses(predictions, LabelledBoxes.of([boxes]), TRANSFORM, 5)
     expected = -sum(
         row[c] - math.log(sum(math.exp(v) for v in row))
         for row, c in zip(logits.tolist(), [3, 5, 1])

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 
 from mimicdet import StudentHead
-from mimicdet.modeling.heads.labels import cat_labelled
 from mimicdet.modeling.layers import ALIGNMENTS
-from mimicdet.modeling.structures import HeadPredictions
+from mimicdet.modeling.structures import HeadPredictions, LabelledBoxes
 from tests.helpers import NUM_CLASSES, small_model
 
 ODD = [(9, 13), (5, 7), (3, 4), (2, 2), (1, 1)]
@@ -266,7 +265,7 @@ CLASSES = [[3, 0, 3, -1, 3, 3, 1, 3, 3], [3, 3, -1, 3, 2, 3, 3, 3]]  # 3 is the 
 
 def losses_of(head, predictions, proposals):
     """Choose what trains, then the losses, as forward_training does."""
-    boxes, counts = cat_labelled(proposals), [len(x) for x in proposals]
+    boxes, counts = LabelledBoxes.of(proposals), [len(x) for x in proposals]
     chosen = head.select(predictions.pred_class_logits, boxes, counts)
     return head.losses(predictions, boxes, *chosen)
 

@@ -150,9 +150,9 @@ def test_match_anchors_names_the_objects_of_label_anchors(architecture):
 def exact_deltas(model: torch.nn.Module, anchors: torch.Tensor, boxes: torch.Tensor):
     """Box values with which the anchors predict the boxes, as nearly as the detector can."""
     deltas = model.box2box_transform.get_deltas(anchors, boxes)
-    if not hasattr(model, "box_dim"):
+    if not hasattr(model.box2box_transform, "reg_max"):
         return deltas
-    bins = torch.arange(model.box_dim // 4)
+    bins = torch.arange(model.output_dims[1] // 4)
     # A distribution over the two bins around the distance has the distance as its mean.
     weights = (1 - (deltas[..., None] - bins).abs()).clamp(min=1e-12)
     return weights.log().flatten(1)

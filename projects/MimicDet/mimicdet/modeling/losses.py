@@ -7,10 +7,12 @@ computed in float32.
 
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss
 from torch import Tensor
 
 from .layers.precision import at_least_float32
+from .structures import LabelledBoxes
 
 
 def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float | Tensor) -> Tensor:
@@ -30,6 +32,17 @@ def objectness_loss(logits: Tensor, labels: Tensor, normalizer: float | Tensor) 
 def box_l1_loss(pred_deltas: Tensor, gt_deltas: Tensor, normalizer: float | Tensor) -> Tensor:
     """L1 over (b, 4) deltas of positive boxes, summed, divided by the normalizer (3.2, 3.3)."""
     return F.l1_loss(at_least_float32(pred_deltas), gt_deltas, reduction="sum") / normalizer
+
+
+def regression_loss(
+    pred_deltas: Tensor,
+    boxes: LabelledBoxes,
+    box2box_transform: Box2BoxTransform,
+    normalizer: float,
+) -> Tensor:
+    """L1 between (B, 4) deltas and those that lead from the boxes to their objects (3.3)."""
+    gt_deltas = box2box_transform.get_deltas(boxes.boxes, boxes.gt_boxes)
+    return box_l1_loss(pred_deltas, gt_deltas, normalizer)
 
 
 def classification_loss(logits: Tensor, gt_classes: Tensor) -> Tensor:

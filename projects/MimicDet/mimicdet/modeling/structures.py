@@ -107,6 +107,15 @@ class LabelledBoxes:
     gt_boxes: Tensor  # (B, 4); meaningless where gt_classes is not an object's
     gt_classes: Tensor  # (B,) int64; K: background, -1: ignored
 
+    @classmethod
+    def of(cls, proposals: Sequence[Instances]) -> "LabelledBoxes":
+        """The proposals that ProposalSampling labelled."""
+        return cls(
+            torch.cat([x.proposal_boxes.tensor for x in proposals]),
+            torch.cat([x.gt_boxes.tensor for x in proposals]),
+            torch.cat([x.gt_classes for x in proposals]),
+        )
+
     def select(self, indices: Tensor) -> "LabelledBoxes":
         """Some of the boxes; indices: int64 indices or a mask."""
         return LabelledBoxes(self.boxes[indices], self.gt_boxes[indices], self.gt_classes[indices])

@@ -97,37 +97,9 @@ def _nearest_candidates(offsets: Tensor, allowed: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample_labels(
-    gt_classes: Tensor,
-    num_samples: int,
-    positive_fraction: float,
-    num_classes: int,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """
-    Sample boxes for the T-head: at most num_samples * positive_fraction positives, the rest
-    negatives (4.1), without replacement. Negatives fill the places of missing positives; missing
-    negatives stay missing, as in Fast R-CNN.
-
-    Args:
-        gt_classes: (Ri,) int64; num_classes means background, below 0 ignored.
-
-    Returns:
-        indices into gt_classes, positives first.
-    """
-    positive = torch.nonzero((gt_classes >= 0) & (gt_classes < num_classes)).squeeze(1)
-    negative = torch.nonzero(gt_classes == num_classes).squeeze(1)
-    positive = draw(positive, int(num_samples * positive_fraction), generator)
-    negative = draw(negative, num_samples - len(positive), generator)
-    return torch.cat([positive, negative])
-
-
-@torch.no_grad()
-def draw(indices: Tensor, at_most: int, generator: torch.Generator | None = None) -> Tensor:
+def sample(indices: Tensor, at_most: int) -> Tensor:
     """At most `at_most` of the indices, at random without replacement: (min(n, at_most),)."""
-    device = indices.device if generator is None else generator.device
-    order = torch.randperm(len(indices), generator=generator, device=device)[:at_most]
-    return indices[order.to(indices.device)]
+    return indices[torch.randperm(len(indices), device=indices.device)[:at_most]]
 
 
 @torch.no_grad()

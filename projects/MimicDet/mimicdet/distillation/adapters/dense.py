@@ -53,10 +53,10 @@ class DenseTeacherTensors(DetectorTensors):
         return [x.tensor for x in self.anchor_boxes]
 
     def class_logits_at(self, locations: Locations) -> Tensor:
-        return gather_at(self.predictions[0], self._adapter.class_dims, locations)
+        return gather_at(self.predictions[0], self._adapter.output_dims[0], locations)
 
     def pred_boxes_at(self, locations: Locations) -> Tensor:
-        outputs = gather_at(self.predictions[1], self._adapter.box_dims, locations)
+        outputs = gather_at(self.predictions[1], self._adapter.output_dims[1], locations)
         # Half precision has too few digits for box coordinates.
         return self._adapter.decode_boxes(
             at_least_float32(outputs), torch.cat(self.anchors)[locations.anchors]
@@ -100,8 +100,6 @@ class DenseDetectorAdapter(DetectorAdapter):
     scores are read.
     """
 
-    box_dims = 4  # numbers of the head's box output an anchor
-    further_dims: tuple[int, ...] = ()  # numbers an anchor of the outputs after classes and boxes
     map_scores = SIGMOID
     class_scores = SIGMOID
 
@@ -127,12 +125,12 @@ class DenseDetectorAdapter(DetectorAdapter):
         )
 
     @property
-    def class_dims(self) -> int:
-        """Numbers of the head's class output an anchor."""
-        return self.model.num_classes
+    def output_dims(self) -> list[int]:
+        """Numbers an anchor of the head's outputs: of classes, of the box, of further ones."""
+        return getattr(self.model, "output_dims", [self.model.num_classes, 4])
 
     def decode_boxes(self, box_outputs: Tensor, anchors: Tensor) -> Tensor:
-        """(P, box_dims) outputs and (P, 4) anchors to (P, 4) boxes, with gradients."""
+        """(P, output_dims[1]) outputs and (P, 4) anchors to (P, 4) boxes, with gradients."""
         return self.model.box2box_transform.apply_deltas(box_outputs, anchors)
 
     def forward_training(
@@ -157,8 +155,9 @@ class DenseDetectorAdapter(DetectorAdapter):
         labels: tuple[list[Tensor], list[Tensor]],
     ) -> dict[str, Tensor]:
         """The model's own losses from the head's outputs and the anchors' (labels, boxes)."""
-        dims = [self.class_dims, self.box_dims, *self.further_dims]
-        logits, deltas, *further = self.model._transpose_dense_predictions(predictions, dims)
+        logits, deltas, *further = self.model._transpose_dense_predictions(
+            predictions, self.output_dims
+        )
         gt_labels, gt_boxes = labels
         return self.model.losses(anchors, logits, gt_labels, deltas, gt_boxes, *further)
 
@@ -179,7 +178,9 @@ class RetinaNetAdapter(DenseDetectorAdapter):
 class FCOSAdapter(DenseDetectorAdapter):
     """FCOS: one point a location, with a centerness. Its class scores are taken without it."""
 
-    further_dims = (1,)
+    @property
+    def output_dims(self) -> list[int]:
+        return [self.model.num_classes, 4, 1]
 
 
 @ADAPTER_REGISTRY.register()
@@ -193,10 +194,6 @@ class GFLAdapter(DenseDetectorAdapter):
 
     map_scores = class_scores = JOINT
 
-    @property
-    def box_dims(self) -> int:
-        return self.model.box_dim
-
 
 @ADAPTER_REGISTRY.register()
 class MultiClassRPNAdapter(DenseDetectorAdapter):
@@ -206,10 +203,6 @@ class MultiClassRPNAdapter(DenseDetectorAdapter):
     class_scores = SOFTMAX
     teacher_offers = DenseDetectorAdapter.teacher_offers - {"prediction_maps"}
     student_offers = DenseDetectorAdapter.student_offers - {"prediction_maps"}
-
-    @property
-    def class_dims(self) -> int:
-        return self.model.num_classes + 1
 
 
 @torch.no_grad()

@@ -21,10 +21,10 @@ from ..layers import (
     fresh_casts,
     start_at_boxes,
 )
-from ..losses import classification_loss
+from ..losses import classification_loss, regression_loss
 from ..structures import HeadPredictions, LabelledBoxes, flat_indices, image_indices
-from ..targets import draw, mine_hard
-from .labels import HeadSettings, cat_labelled, regression_loss
+from ..targets import mine_hard, sample
+from .settings import HeadSettings
 
 INITS = ("gaussian", "he")
 OFFSET_INITS = ("random", "box")
@@ -203,7 +203,7 @@ class StudentHead(nn.Module):
             loss_student_cls over each image's hardest boxes and loss_student_loc over a random
             sample of its positives (4.1); the predictions at the sampled boxes, (sum of bi, ...).
         """
-        boxes, counts = cat_labelled(proposals), [len(x) for x in proposals]
+        boxes, counts = LabelledBoxes.of(proposals), [len(x) for x in proposals]
         locations = [x.locations for x in proposals]
         if self.sparse:
             with torch.no_grad(), fresh_casts(features[0].device):
@@ -271,8 +271,8 @@ class StudentHead(nn.Module):
         for count in counts:
             part = slice(start, start + count)
             mined.append(start + mine_hard(hardness[part], self.selection.hard_mining_topk))
-            found = torch.nonzero(foreground[part]).squeeze(1)
-            positive.append(start + draw(found, self.selection.max_reg_positives))
+            matched = torch.nonzero(foreground[part]).squeeze(1)
+            positive.append(start + sample(matched, self.selection.max_reg_positives))
             start += count
         mined = torch.cat(mined)
         return mined[boxes.gt_classes[mined] >= 0], torch.cat(positive)

@@ -6,7 +6,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ROIAlign, ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from ...utils.errors import UserError, check_choice
 from ..backbone.pyramid import level_shapes
 from ..layers.precision import at_least_float32
-from ..structures import HeadPredictions, image_indices
-from ..targets import sample_labels
-from .labels import HeadSettings, cat_labelled, fast_rcnn_losses, label_proposals
+from ..losses import classification_loss, regression_loss
+from ..structures import HeadPredictions, LabelledBoxes, image_indices
+from .labels import ProposalSampling
+from .settings import HeadSettings
 
 HEADS = ("dual_path", "light", "heavy")
 
@@ -155,18 +156,14 @@ class MimicTeacherHeads(ROIHeads):
         if not self.training:
             predictions = self.predict_proposals(features, proposals)
             return self._detect(predictions, proposals), {}
-        proposals = label_proposals(proposals, targets, self.proposal_matcher, self.num_classes)
-        proposals = [
-            x[
-                sample_labels(
-                    x.gt_classes,
-                    self.batch_size_per_image,
-                    self.positive_fraction,
-                    self.num_classes,
-                )
-            ]
-            for x in proposals
-        ]
+        sampling = ProposalSampling(
+            self.proposal_matcher,
+            self.num_classes,
+            self.batch_size_per_image,
+            self.positive_fraction,
+        )
+        labelled = sampling.label(proposals, targets)
+        proposals = [x[index] for x, index in zip(labelled, sampling.sample(labelled))]
         return proposals, self.losses(self.predict_proposals(features, proposals), proposals)
 
     def _detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:
@@ -209,7 +206,10 @@ class MimicTeacherHeads(ROIHeads):
     def losses(self, predictions: HeadPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
         """loss_teacher_cls and loss_teacher_loc over the sampled boxes; proposals labelled."""
         cls_loss, loc_loss = fast_rcnn_losses(
-            predictions, cat_labelled(proposals), self.settings.box2box_transform, self.num_classes
+            predictions,
+            LabelledBoxes.of(proposals),
+            self.settings.box2box_transform,
+            self.num_classes,
         )
         return {
             "loss_teacher_cls": self.settings.loss_weights[0] * cls_loss,
@@ -217,13 +217,26 @@ class MimicTeacherHeads(ROIHeads):
         }
 
 
-def build_matcher(cfg) -> Matcher:
-    """Labels of both heads (3.3): positive at IoU >= 0.6 with a ground-truth box."""
-    return Matcher(
-        cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS,
-        cfg.MODEL.ROI_HEADS.IOU_LABELS,
-        allow_low_quality_matches=False,
+def fast_rcnn_losses(
+    predictions: HeadPredictions,
+    boxes: LabelledBoxes,
+    box2box_transform: Box2BoxTransform,
+    num_classes: int,
+) -> tuple[Tensor, Tensor]:
+    """
+    The T-head's (classification, regression) losses: cross-entropy over all sampled boxes, L1 over
+    the positives, both divided by the number of sampled boxes (Fast R-CNN's way; the paper leaves
+    the divisor open).
+    """
+    positive = boxes.foreground(num_classes)
+    cls_loss = classification_loss(predictions.pred_class_logits, boxes.gt_classes)
+    loc_loss = regression_loss(
+        predictions.pred_box_deltas[positive],
+        boxes.select(positive),
+        box2box_transform,
+        max(len(boxes.gt_classes), 1),
     )
+    return cls_loss, loc_loss
 
 
 def _branch(

@@ -1,4 +1,4 @@
-"""What ATSS, GFL and MultiClassRPN share: labels and inference; ATSS and GFL: assignment too."""
+"""What ATSS, GFL and MultiClassRPN share: data flow and labels; ATSS and GFL: assignment too."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from detectron2.config import configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
@@ -25,13 +25,6 @@ def process_mean(x: Tensor) -> Tensor:
     total = x.detach().clone()
     torch.distributed.all_reduce(total)
     return total / comm.get_world_size()
-
-
-def log_positives(gt_labels: list[Tensor], num_classes: int) -> None:
-    """num_pos_anchors for the logs, an image, as Detectron2's RetinaNet and FCOS write it."""
-    if has_event_storage():
-        positives = sum(int(((x >= 0) & (x < num_classes)).sum()) for x in gt_labels)
-        get_event_storage().put_scalar("num_pos_anchors", positives / len(gt_labels))
 
 
 @dataclass(frozen=True)
@@ -56,11 +49,15 @@ class DetectionSettings:
 
 class AnchorDetector(DenseDetector):
     """
-    A dense detector that says which object an anchor is a positive of (match_anchors).
+    A dense detector that says which object an anchor is a positive of (match_anchors), how many
+    numbers its head gives for an anchor (output_dims), and how they are read: by scores, and by
+    losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, further outputs...).
 
     Like Detectron2's RetinaNet and FCOS it has anchor_generator, box2box_transform, label_anchors,
     losses, forward_inference and inference_single_image.
     """
+
+    output_dims: list[int]  # of classes, box and what else the head gives
 
     def __init__(
         self,
@@ -92,13 +89,45 @@ class AnchorDetector(DenseDetector):
         """
         raise TypeError(f"{type(self).__name__} must define match_anchors")
 
+    def scores(self, logits: Tensor, *further: Tensor) -> Tensor:
+        """Scores (N, Rl, K) in [0, 1] from a level's outputs without its boxes."""
+        return logits.sigmoid()
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """The losses of a batch."""
+        logits, deltas, *further = self._transpose_dense_predictions(predictions, self.output_dims)
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, gt_labels, deltas, gt_boxes, *further)
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """Detections of N images in the size of the network's input."""
+        logits, deltas, *further = self._transpose_dense_predictions(predictions, self.output_dims)
+        anchors = self.anchor_generator(features)
+        scores = [self.scores(*level) for level in zip(logits, *further)]
+        return [
+            self.inference_single_image(
+                anchors, [x[i] for x in scores], [x[i] for x in deltas], image_size
+            )
+            for i, image_size in enumerate(images.image_sizes)
+        ]
+
     @torch.no_grad()
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """
         As RetinaNet.label_anchors: N x (R,) classes, num_classes for background, -1 for ignored
-        anchors; N x (R, 4) boxes of the matched objects, meaningless elsewhere.
+        anchors; N x (R, 4) boxes of the matched objects, meaningless elsewhere. Logs
+        num_pos_anchors, an image, as RetinaNet's losses do.
         """
         labels, boxes = [], []
         for matched, instances in zip(self.match_anchors(anchors, gt_instances), gt_instances):
@@ -110,6 +139,9 @@ class AnchorDetector(DenseDetector):
             classes = instances.gt_classes[object_ids].masked_fill(matched == -1, self.num_classes)
             labels.append(classes.masked_fill(matched == -2, -1))
             boxes.append(instances.gt_boxes.tensor[object_ids])
+        if has_event_storage():
+            positives = sum(int(((x >= 0) & (x < self.num_classes)).sum()) for x in labels)
+            get_event_storage().put_scalar("num_pos_anchors", positives / len(labels))
         return labels, boxes
 
     def inference_single_image(

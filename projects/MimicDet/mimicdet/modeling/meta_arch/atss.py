@@ -5,14 +5,14 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
 from ..boxes import centerness
 from ..layers.precision import at_least_float32
 from ..losses import weighted_giou_loss
-from .adaptive import AdaptiveDetector, log_positives, process_mean
+from .adaptive import AdaptiveDetector, process_mean
 from .tower_head import TowerHead
 
 
@@ -58,22 +58,17 @@ class ATSS(AdaptiveDetector):
     def build_transform(cls, cfg, input_shape):
         return Box2BoxTransform(weights=cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
 
-    def forward_training(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: list[list[Tensor]],
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """loss_cls, loss_box_reg and loss_centerness of a batch."""
-        pred_logits, pred_anchor_deltas, pred_centerness = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
-        )
-        anchors = self.anchor_generator(features)
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(
-            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
-        )
+    @property
+    def output_dims(self) -> list[int]:
+        return [self.num_classes, 4, 1]
+
+    def scores(self, logits: Tensor, *further: Tensor) -> Tensor:
+        """
+        Not in the paper: the score is sqrt(class probability * centre-ness), as in Detectron2's
+        FCOS; SCORE_THRESH_TEST is a threshold on it.
+        """
+        (centerness_logits,) = further
+        return (logits.sigmoid() * centerness_logits.sigmoid()).sqrt()
 
     def losses(
         self,
@@ -93,7 +88,6 @@ class ATSS(AdaptiveDetector):
         Args:
             pred_*: L x (N, Rl, K, 4 or 1); gt_labels, gt_boxes: see label_anchors.
         """
-        log_positives(gt_labels, self.num_classes)
         labels = torch.stack(gt_labels)  # (N, R)
         positive = labels != self.num_classes
         num_positives = process_mean(positive.sum().float()).clamp(min=1)
@@ -122,27 +116,3 @@ class ATSS(AdaptiveDetector):
             "loss_box_reg": self.box_loss_weight * loss_box / total_weight,
             "loss_centerness": self.centerness_loss_weight * loss_centerness / num_positives,
         }
-
-    def forward_inference(
-        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
-    ) -> list[Instances]:
-        """
-        Detections of N images in the size of the network's input.
-
-        Not in the paper: the score is sqrt(class probability * centre-ness), as in Detectron2's
-        FCOS; SCORE_THRESH_TEST is a threshold on it.
-        """
-        pred_logits, pred_anchor_deltas, pred_centerness = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
-        )
-        anchors = self.anchor_generator(features)
-        scores = [
-            (logits.sigmoid() * quality.sigmoid()).sqrt()
-            for logits, quality in zip(pred_logits, pred_centerness)
-        ]
-        return [
-            self.inference_single_image(
-                anchors, [x[i] for x in scores], [x[i] for x in pred_anchor_deltas], image_size
-            )
-            for i, image_size in enumerate(images.image_sizes)
-        ]

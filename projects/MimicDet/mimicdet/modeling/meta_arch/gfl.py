@@ -3,13 +3,13 @@
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes
 from torch import Tensor
 
 from ...utils.errors import UserError
 from ..boxes import aligned_iou, box_distances, distance_boxes, expected_distances
 from ..losses import distribution_focal_loss, quality_focal_loss, weighted_giou_loss
-from .adaptive import AdaptiveDetector, log_positives, process_mean
+from .adaptive import AdaptiveDetector, process_mean
 from .tower_head import TowerHead
 
 
@@ -94,24 +94,8 @@ class GFL(AdaptiveDetector):
         return DistributionTransform(cfg.MODEL.GFL.REG_MAX, scales.pop())
 
     @property
-    def box_dim(self) -> int:
-        """Values that the head gives for a box."""
-        return 4 * (self.box2box_transform.reg_max + 1)
-
-    def forward_training(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: list[list[Tensor]],
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """loss_cls, loss_box_reg and loss_distribution of a batch."""
-        pred_logits, pred_anchor_deltas = self._transpose_dense_predictions(
-            predictions, [self.num_classes, self.box_dim]
-        )
-        anchors = self.anchor_generator(features)
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+    def output_dims(self) -> list[int]:
+        return [self.num_classes, 4 * (self.box2box_transform.reg_max + 1)]
 
     def losses(
         self,
@@ -130,7 +114,6 @@ class GFL(AdaptiveDetector):
         Args:
             pred_*: L x (N, Rl, K or 4 * bins); gt_labels, gt_boxes: see label_anchors.
         """
-        log_positives(gt_labels, self.num_classes)
         labels = torch.stack(gt_labels)  # (N, R)
         positive = labels != self.num_classes
         num_positives = process_mean(positive.sum().float()).clamp(min=1)
@@ -158,21 +141,3 @@ class GFL(AdaptiveDetector):
             "loss_box_reg": self.box_loss_weight * loss_box / total_weight,
             "loss_distribution": self.distribution_loss_weight * loss_distribution / total_weight,
         }
-
-    def forward_inference(
-        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
-    ) -> list[Instances]:
-        """Detections of N images in the size of the network's input; scores are sigmoids."""
-        pred_logits, pred_anchor_deltas = self._transpose_dense_predictions(
-            predictions, [self.num_classes, self.box_dim]
-        )
-        anchors = self.anchor_generator(features)
-        return [
-            self.inference_single_image(
-                anchors,
-                [x[i].sigmoid() for x in pred_logits],
-                [x[i] for x in pred_anchor_deltas],
-                image_size,
-            )
-            for i, image_size in enumerate(images.image_sizes)
-        ]

@@ -14,22 +14,21 @@ from detectron2.modeling import (
     build_proposal_generator,
     build_roi_heads,
 )
-from detectron2.modeling.matcher import Matcher
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ...config import check_config
 from ...utils.errors import UserError, check_choice
-from ..heads.labels import HeadSettings, label_proposals
+from ..heads.labels import ProposalSampling
+from ..heads.settings import HeadSettings
 from ..heads.student_head import StudentHead
-from ..heads.teacher_head import MimicTeacherHeads, build_matcher
+from ..heads.teacher_head import MimicTeacherHeads
 from ..layers import PyramidReader
 from ..postprocess import rescale_detections
 from ..proposal_generator.picture import draw_proposals
 from ..proposal_generator.refinement import RefinementModule
 from ..structures import BoxQuery, ModelOutputs, TrainingTensors
-from ..targets import sample_labels
 
 EVAL_HEADS = ("student", "teacher")
 
@@ -55,10 +54,7 @@ class MimicDet(nn.Module):
         proposal_generator: RefinementModule,
         student_head: StudentHead | None,
         roi_heads: MimicTeacherHeads | None,
-        proposal_matcher: Matcher,
-        num_classes: int,
-        batch_size_per_image: int,
-        positive_fraction: float,
+        sampling: ProposalSampling,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         input_format: str = "BGR",
@@ -70,8 +66,8 @@ class MimicDet(nn.Module):
         Args:
             student_head: None makes a two-stage detector (Table 5's separate teacher).
             roi_heads: the T-head; None: Table 1's first row, or a teacher that lives elsewhere.
-            proposal_matcher, num_classes, batch_size_per_image, positive_fraction: labels of the
-                proposals, and the sampling of those that train the T-head and the mimic loss.
+            sampling: labels the proposals, and samples those that train the T-head and the mimic
+                loss.
             pixel_mean, pixel_std, input_format: as in Detectron2's meta-architectures.
             vis_period: iterations between two pictures of proposals; 0: none.
             eval_head: "student" or "teacher".
@@ -83,10 +79,8 @@ class MimicDet(nn.Module):
         self.proposal_generator = proposal_generator
         self.student_head = student_head
         self.roi_heads = roi_heads
-        self.proposal_matcher = proposal_matcher
-        self.num_classes = num_classes
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
+        self.sampling = sampling
+        self.num_classes = sampling.num_classes
         self.input_format = input_format
         self.vis_period = vis_period
         self.mimics = mimics
@@ -107,10 +101,7 @@ class MimicDet(nn.Module):
             "proposal_generator": build_proposal_generator(cfg, shapes),
             "student_head": StudentHead(cfg, shapes) if keys.STUDENT.ENABLED else None,
             "roi_heads": build_roi_heads(cfg, shapes) if keys.TEACHER.ENABLED else None,
-            "proposal_matcher": build_matcher(cfg),
-            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "batch_size_per_image": cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
-            "positive_fraction": cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION,
+            "sampling": ProposalSampling.from_config(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -173,10 +164,8 @@ class MimicDet(nn.Module):
         )
         proposals = self.proposal_generator.propose(refined, images.image_sizes)
         self._visualize(batched_inputs, proposals)
-        proposals = label_proposals(
-            proposals, gt_instances, self.proposal_matcher, self.num_classes
-        )
-        indices = [self._sample(x) for x in proposals]
+        proposals = self.sampling.label(proposals, gt_instances)
+        indices = self.sampling.sample(proposals)
         sampled = [x[index] for x, index in zip(proposals, indices)]
         student = teacher = None
         if self.student_head is not None:
@@ -281,15 +270,6 @@ class MimicDet(nn.Module):
             x["crowd_boxes"].tensor.to(self.device) if "crowd_boxes" in x else none
             for x in batched_inputs
         ]
-
-    def _sample(self, proposals: Instances) -> Tensor:
-        """Indices of the labelled proposals of one image that train the T-head: B_t (4.1)."""
-        return sample_labels(
-            proposals.gt_classes,
-            self.batch_size_per_image,
-            self.positive_fraction,
-            self.num_classes,
-        )
 
     def _log(self, positives: Tensor, proposals: list[Instances], sampled: list[Instances]) -> None:
         """Counts that tell whether training is healthy: a mean over the images of the batch."""

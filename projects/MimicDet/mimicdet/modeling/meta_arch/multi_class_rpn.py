@@ -7,12 +7,12 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, buil
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from ..backbone.pyramid import level_shapes
 from ..layers.precision import at_least_float32
-from .adaptive import AnchorDetector, DetectionSettings, log_positives, process_mean
+from .adaptive import AnchorDetector, DetectionSettings, process_mean
 
 
 class MultiClassRPNHead(nn.Module):
@@ -101,20 +101,12 @@ class MultiClassRPN(AnchorDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    def forward_training(
-        self,
-        images: ImageList,
-        features: list[Tensor],
-        predictions: list[list[Tensor]],
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """loss_cls and loss_box_reg of a batch."""
-        pred_logits, pred_anchor_deltas = self._transpose_dense_predictions(
-            predictions, [self.num_classes + 1, 4]
-        )
-        anchors = self.anchor_generator(features)
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+    @property
+    def output_dims(self) -> list[int]:
+        return [self.num_classes + 1, 4]
+
+    def scores(self, logits: Tensor, *further: Tensor) -> Tensor:
+        return at_least_float32(logits).softmax(dim=-1)[..., :-1]
 
     @torch.no_grad()
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
@@ -149,7 +141,6 @@ class MultiClassRPN(AnchorDetector):
         Args:
             pred_*: L x (N, Rl * A, K + 1 or 4); gt_labels, gt_boxes: see label_anchors.
         """
-        log_positives(gt_labels, self.num_classes)
         labels = torch.stack([self._sample(x) for x in gt_labels])  # (N, R)
         sampled = labels >= 0
         positive = sampled & (labels != self.num_classes)
@@ -174,19 +165,3 @@ class MultiClassRPN(AnchorDetector):
             )
         )
         return torch.full_like(labels, -1).scatter(0, chosen, labels[chosen])
-
-    def forward_inference(
-        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
-    ) -> list[Instances]:
-        """Detections of N images in the size of the network's input; softmax scores."""
-        pred_logits, pred_anchor_deltas = self._transpose_dense_predictions(
-            predictions, [self.num_classes + 1, 4]
-        )
-        anchors = self.anchor_generator(features)
-        scores = [at_least_float32(x).softmax(dim=-1)[..., :-1] for x in pred_logits]
-        return [
-            self.inference_single_image(
-                anchors, [x[i] for x in scores], [x[i] for x in pred_anchor_deltas], image_size
-            )
-            for i, image_size in enumerate(images.image_sizes)
-        ]
