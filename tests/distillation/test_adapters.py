@@ -10,8 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from mimicdet.distillation import DetectorTensors, FrozenTeacher, Locations, build_adapter
-from mimicdet.distillation.adapters import RetinaNetAdapter
-from mimicdet.distillation.adapters.dense import find_positives
+from mimicdet.distillation.adapters.dense import RetinaNetAdapter, find_positives
 from tests.distillation.tiny_detectors import DENSE, FAMILIES, INPUTS, build_tiny
 from tests.helpers import NUM_CLASSES, P3_BOX, instances
 
@@ -30,12 +29,12 @@ def step(request):
 def test_losses_and_logs_are_the_models_own(family):
     model = build_tiny(family)
     adapter = build_adapter(copy.deepcopy(model), "BGR")
-    found = []
+    actual = []
     for forward in (model, lambda inputs: adapter.forward_training(inputs)[0]):
         torch.manual_seed(1)
         with EventStorage() as storage:
-            found.append((forward(INPUTS), {k: x for k, (x, _) in storage.latest().items()}))
-    (losses, logs), (adapted, adapted_logs) = found
+            actual.append((forward(INPUTS), {k: x for k, (x, _) in storage.latest().items()}))
+    (losses, logs), (adapted, adapted_logs) = actual
     assert adapted.keys() == losses.keys() and adapted_logs.keys() == logs.keys() != set()
     for key, value in losses.items():
         torch.testing.assert_close(adapted[key], value)
@@ -67,13 +66,13 @@ def test_the_layout_describes_the_tensors(step):
     adapter, _, tensors = step
     layout = adapter.layout
     assert layout.num_classes == NUM_CLASSES and layout.name == type(adapter.model).__name__
-    shapes = zip(tensors.features, layout.channels, layout.strides, layout.anchors_per_position)
+    shapes = zip(tensors.features, layout.channels, layout.strides, layout.anchors_per_location)
     for level, (x, channels, stride, count) in enumerate(shapes):
         assert x.shape[:2] == (2, channels)
         assert abs(x.shape[3] - 128 / stride) < 1  # 97 pixels are padded to 128
         anchors = tensors.anchors[level]
         assert len(anchors) == x.shape[2] * x.shape[3] * count
-        # The first position's anchors are the cell anchors about its centre.
+        # The first location's anchors are the cell anchors about its centre.
         moved = anchors[:count] - layout.anchor_offset * stride
         torch.testing.assert_close(moved, torch.tensor(layout.cell_anchors[level]))
         assert (layout.map_scores == "joint") == (layout.name == "GFL")
@@ -102,8 +101,8 @@ def test_dense_logits_and_boxes_are_the_heads(family):
     dims = 4 * 17 if family == "GFL" else 4
     deltas = torch.cat([permute_to_N_HWA_K(x, dims) for x in tensors.predictions[1]], dim=1)
     anchors = Boxes.cat(model.anchor_generator(tensors.features)).tensor
-    found = tensors.class_logits_at(locations).view(2, count, classes)
-    assert torch.equal(found, logits) and found.requires_grad
+    actual = tensors.class_logits_at(locations).view(2, count, classes)
+    assert torch.equal(actual, logits) and actual.requires_grad
     boxes = tensors.pred_boxes_at(locations).view(2, count, 4)
     for n in range(2):
         expected = model.box2box_transform.apply_deltas(deltas[n], anchors)
@@ -112,7 +111,7 @@ def test_dense_logits_and_boxes_are_the_heads(family):
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_mimicdet_asks_its_s_head_at_the_anchors(role):
-    """The same numbers as proposals at these positions would get."""
+    """The same numbers as proposals at these locations would get."""
     model = build_tiny("MimicDet")
     adapter = build_adapter(model, "BGR")
     if role == "teacher":
@@ -153,14 +152,14 @@ def test_positives_by_hand():
     boxes = [first.gt_boxes.tensor[torch.tensor([0, 1, 2, 2, 0, 3])]]
     boxes += [second.gt_boxes.tensor[torch.tensor([1, 0, 1, 1, 1, 1])], torch.zeros(6, 4)]
     empty = instances((64, 96), [], [])
-    found = find_positives([*labels, torch.full((6,), 3)], boxes, [first, second, empty], 3)
-    assert found.images.tolist() == [0, 0, 0, 0, 1]
-    assert found.anchors.tolist() == [1, 3, 4, 5, 1]
+    actual = find_positives([*labels, torch.full((6,), 3)], boxes, [first, second, empty], 3)
+    assert actual.images.tolist() == [0, 0, 0, 0, 1]
+    assert actual.anchors.tolist() == [1, 3, 4, 5, 1]
     # Object 3 is object 1 again, of one box and class: the first of them stands for both.
-    assert found.objects.tolist() == [1, 2, 0, 1, 4]
-    assert found.num_objects == 6
-    assert found.gt_classes.tolist() == [2, 2, 0, 2, 2]
-    assert found.gt_boxes[1].tolist() == [1, 1, 5, 5]
+    assert actual.objects.tolist() == [1, 2, 0, 1, 4]
+    assert actual.num_objects == 6
+    assert actual.gt_classes.tolist() == [2, 2, 0, 2, 2]
+    assert actual.gt_boxes[1].tolist() == [1, 1, 5, 5]
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -170,26 +169,26 @@ def test_positives_are_the_detectors_own(family):
         _, tensors = build_adapter(model, "BGR").forward_training(INPUTS)
     gt = [x["instances"] for x in INPUTS]
     labels, boxes = model.label_anchors(model.anchor_generator(tensors.features), gt)
-    found = tensors.positives
+    actual = tensors.positives
     expected = [
         (n, r) for n in range(2) for r in range(len(labels[n])) if 0 <= labels[n][r] < NUM_CLASSES
     ]
-    assert list(zip(found.images.tolist(), found.anchors.tolist())) == expected
-    assert {n for n, _ in expected} == {0} and set(found.objects.tolist()) == {0, 1}
+    assert list(zip(actual.images.tolist(), actual.anchors.tolist())) == expected
+    assert {n for n, _ in expected} == {0} and set(actual.objects.tolist()) == {0, 1}
     for i, (n, r) in enumerate(expected):
-        assert torch.equal(found.gt_boxes[i], boxes[n][r])
-        assert found.gt_classes[i] == labels[n][r] == gt[0].gt_classes[found.objects[i]]
+        assert torch.equal(actual.gt_boxes[i], boxes[n][r])
+        assert actual.gt_classes[i] == labels[n][r] == gt[0].gt_classes[actual.objects[i]]
 
 
 def test_positives_of_mimicdet_are_its_refinement_modules():
     model = build_tiny("MimicDet")
     _, tensors = build_adapter(model, "BGR").forward_training(INPUTS[::-1])
-    found = tensors.positives
-    assert set(found.images.tolist()) == {1} and found.num_objects == 2
-    for anchor, box in zip(torch.cat(tensors.anchors)[found.anchors], found.gt_boxes):
+    actual = tensors.positives
+    assert set(actual.images.tolist()) == {1} and actual.num_objects == 2
+    for anchor, box in zip(torch.cat(tensors.anchors)[actual.anchors], actual.gt_boxes):
         centre, middle = (anchor[:2] + anchor[2:]) / 2, (box[:2] + box[2:]) / 2
         assert ((centre - middle).abs() <= 0.15 * (box[2:] - box[:2])).all()
-    p3 = found.anchors[found.gt_boxes[:, 0] == P3_BOX[0]]
+    p3 = actual.anchors[actual.gt_boxes[:, 0] == P3_BOX[0]]
     assert p3.tolist() == [3 * tensors.features[0].shape[-1] + 3]
 
 

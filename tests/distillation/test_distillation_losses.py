@@ -78,7 +78,7 @@ def levels(channels, seed, grad=False, batch=2):
     return [draw(batch, channels, *size, seed=seed + i, grad=grad) for i, size in enumerate(SIZES)]
 
 
-def positions(x):
+def locations(x):
     n, _, height, width = x.shape
     return [(i, y, z) for i in range(n) for y in range(height) for z in range(width)]
 
@@ -95,7 +95,7 @@ def test_prediction_guided_loss_is_equations_7_to_9():
     expected = 0.0
     for fs, ft, ps, pt in zip(student, teacher, p_student, p_teacher):
         total = 0.0
-        for at in positions(fs):
+        for at in locations(fs):
             total += (sum(squares(ps, pt, at)) / 6 * sum(squares(fs, ft, at)) / 5) ** 2
         n, _, height, width = fs.shape
         expected += total / (height * width) / n / 2
@@ -130,7 +130,7 @@ def test_masked_feature_loss_is_equation_4(masked):
     masks = masks_of(7) if masked else [None, None]
     expected = 0.0
     for fs, ft, mask in zip(student, teacher, masks):
-        kept = [at for at in positions(fs) if mask is None or mask[at]]
+        kept = [at for at in locations(fs) if mask is None or mask[at]]
         expected += sum(sum(squares(fs, ft, at)) for at in kept) / len(kept) / 2
     loss = L.masked_feature_loss(list(zip(student, teacher)), masks)
     assert loss.item() == pytest.approx(expected, rel=1e-9)
@@ -148,7 +148,7 @@ def test_fine_grained_loss_is_equation_2():
     student, teacher, masks = levels(5, seed=1), levels(5, seed=11), masks_of(7)
     expected = 0.0
     for fs, ft, mask in zip(student, teacher, masks):
-        kept = [at for at in positions(fs) if mask[at]]
+        kept = [at for at in locations(fs) if mask[at]]
         expected += sum(sum(squares(fs, ft, at)) for at in kept) / (2 * len(kept))
     loss = L.fine_grained_loss(list(zip(student, teacher)), masks)
     assert loss.item() == pytest.approx(expected, rel=1e-9)
@@ -217,7 +217,7 @@ def test_gather_at_is_detectron2s_order():
     rows = torch.cat([permute_to_N_HWA_K(x, 5) for x in maps], dim=1)
     images = torch.tensor([0, 0, 0, 1, 1, 1])
     anchors = torch.tensor([47, 3, 36, 0, 35, 40])
-    found = gather_at(maps, 5, Locations(images, anchors))
-    assert torch.equal(found, rows[images, anchors])
+    actual = gather_at(maps, 5, Locations(images, anchors))
+    assert torch.equal(actual, rows[images, anchors])
     none = torch.zeros(0, dtype=torch.int64)
     assert gather_at(maps, 5, Locations(none, none)).shape == (0, 5)

@@ -9,13 +9,8 @@ import yaml
 from detectron2.utils.events import EventStorage
 
 from mimicdet import DISTILLATION_REGISTRY, DistillationMethod, Distiller, build_distiller
-from mimicdet.distillation import (
-    FrozenTeacher,
-    HeadMimic,
-    Term,
-    build_adapter,
-    build_separate_teacher,
-)
+from mimicdet.distillation import FrozenTeacher, Term, build_adapter, build_separate_teacher
+from mimicdet.distillation.methods.head_mimic import HeadMimic
 from mimicdet.distillation.pairing import check_pair
 from mimicdet.modeling.structures import HeadPredictions
 from mimicdet.utils.errors import UserError
@@ -169,7 +164,7 @@ def test_gradients_into_the_guidance(detach):
 
 def test_the_mimic_loss_changes_no_other_loss():
     distiller = distiller_of()
-    torch.manual_seed(0)  # the same boxes are drawn
+    torch.manual_seed(0)  # the same boxes are sampled
     with_mimic = distiller(INPUTS)
     torch.manual_seed(0)
     plain = Distiller(distiller.student).train()(INPUTS)
@@ -204,8 +199,8 @@ class Doubling(DistillationMethod):
         self.scale = torch.nn.Parameter(torch.tensor(2.0))
 
     def forward(self, student, teacher):
-        theirs = teacher.box_head_predictions_at(student.box_query).pred_box_deltas.detach()
-        difference = student.head_predictions.pred_box_deltas - theirs
+        teacher_deltas = teacher.box_head_predictions_at(student.box_query).pred_box_deltas.detach()
+        difference = student.head_predictions.pred_box_deltas - teacher_deltas
         return {self.loss_names[0]: self.scale * difference.abs().mean()}
 
 
@@ -239,8 +234,8 @@ def test_a_method_without_forward_says_so():
 def test_evaluation_is_the_students():
     distiller = distiller_of().eval()
     with torch.no_grad():
-        found, expected = distiller(INPUTS), distiller.student(INPUTS)
-    for a, b in zip(found, expected):
+        actual, expected = distiller(INPUTS), distiller.student(INPUTS)
+    for a, b in zip(actual, expected):
         assert torch.equal(a["instances"].scores, b["instances"].scores)
 
 

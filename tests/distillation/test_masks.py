@@ -47,16 +47,16 @@ def near_by_hand(boxes, threshold_of):
 
 @pytest.mark.parametrize("psi", [0.2, 0.5, 0.8])
 def test_near_object_masks_by_hand(psi):
-    found = near_object_masks(anchors(), BOXES, SIZE, psi)
+    actual = near_object_masks(anchors(), BOXES, SIZE, psi)
     expected = torch.stack([near_by_hand(b, lambda m: psi * m) for b in BOXES])
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
     assert expected[0].any() and not expected[0].all()
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 def test_a_constant_threshold_by_hand(threshold):
-    found = near_object_masks(anchors(), BOXES, SIZE, None, threshold)
-    assert torch.equal(found, torch.stack([near_by_hand(b, lambda m: threshold) for b in BOXES]))
+    actual = near_object_masks(anchors(), BOXES, SIZE, None, threshold)
+    assert torch.equal(actual, torch.stack([near_by_hand(b, lambda m: threshold) for b in BOXES]))
 
 
 def test_psi_0_keeps_all_and_psi_1_none():
@@ -80,7 +80,7 @@ def test_a_constant_threshold_misses_small_objects_and_psi_does_not():
 
 
 def test_box_masks_by_hand():
-    found = box_masks(BOXES, SIZE, STRIDE)
+    actual = box_masks(BOXES, SIZE, STRIDE)
     expected = torch.zeros(3, *SIZE, dtype=torch.bool)
     for n, boxes in enumerate(BOXES):
         for x0, y0, x1, y1 in boxes.tolist():
@@ -89,17 +89,17 @@ def test_box_masks_by_hand():
                     wide = x0 < (x + 1) * STRIDE and x1 > x * STRIDE
                     high = y0 < (y + 1) * STRIDE and y1 > y * STRIDE
                     expected[n, y, x] |= wide and high
-    assert torch.equal(found, expected) and expected.any()
-    # A box without area and one that ends on a border cover one position each.
+    assert torch.equal(actual, expected) and expected.any()
+    # A box without area and one that ends on a border cover one location each.
     edges = [torch.tensor([[17.0, 17, 17, 17]]), torch.tensor([[16.0, 16, 32, 32]])]
     covered = box_masks(edges, SIZE, STRIDE)
     assert covered.flatten(1).sum(1).tolist() == [1, 1] and covered[:, 1, 1].all()
 
 
 def test_location_masks_put_anchors_where_they_are():
-    sizes, per_position = [(3, 4), (2, 2)], [2, 3]
-    # Level 0: anchors 0..23; level 1: 24..35. Anchor 13 is position 6, row 1, column 2.
+    sizes, per_location = [(3, 4), (2, 2)], [2, 3]
+    # Level 0: anchors 0..23; level 1: 24..35. Anchor 13 is at location 6, row 1, column 2.
     locations = Locations(torch.tensor([0, 0, 1]), torch.tensor([13, 35, 24]))
-    first, second = location_masks(locations, 2, sizes, per_position)
+    first, second = location_masks(locations, 2, sizes, per_location)
     assert torch.nonzero(first).tolist() == [[0, 1, 2]]
     assert torch.nonzero(second).tolist() == [[0, 1, 1], [1, 0, 0]]

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mimicdet.distillation import Positives, RankMimicking
+from mimicdet.distillation import Positives
 from mimicdet.distillation.losses import rank_loss
+from mimicdet.distillation.methods.rank_mimicking import RankMimicking
 
 FOUND = Positives(
     images=torch.zeros(5, dtype=torch.int64),

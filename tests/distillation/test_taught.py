@@ -7,7 +7,8 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from mimicdet import build_distiller
-from mimicdet.distillation import DistillationState, RankMimicking, Term
+from mimicdet.distillation import DistillationState, Term
+from mimicdet.distillation.methods.rank_mimicking import RankMimicking
 from mimicdet.utils.errors import UserError
 from tests.distillation.tiny_detectors import (
     INPUTS,
@@ -90,11 +91,11 @@ def test_a_method_pays_for_nothing_that_it_does_not_use(folder):
     distiller = distiller_of(taught_cfg(folder, "RetinaNet", ["FeatureImitation"]))
     calls = count_calls(distiller.teachers[0].model.head)
     student = distiller.student
-    found = []
+    actual = []
     label_anchors = student.label_anchors
-    student.label_anchors = lambda *x: found.append(1) or label_anchors(*x)
+    student.label_anchors = lambda *x: actual.append(1) or label_anchors(*x)
     losses_of(distiller)
-    assert calls == [0] and found == [1]
+    assert calls == [0] and actual == [1]
 
 
 # ---------------------------------------------------------------- gradients, term by term
@@ -107,16 +108,16 @@ def gradients(folder, method, key, **changes):
 
 
 def test_pfi_trains_features_and_not_the_head(folder):
-    _, found = gradients(folder, "PredictionGuided", "loss_pfi")
-    assert not {n for n in found if n.startswith("head.")}
-    assert any(n.startswith("backbone.fpn_output3") for n in found)
-    _, found = gradients(
+    _, actual = gradients(folder, "PredictionGuided", "loss_pfi")
+    assert not {n for n in actual if n.startswith("head.")}
+    assert any(n.startswith("backbone.fpn_output3") for n in actual)
+    _, actual = gradients(
         folder,
         "PredictionGuided",
         "loss_pfi",
         DISTILLATION__PredictionGuided__DETACH_WEIGHT=False,
     )
-    assert "head.cls_score.weight" in found and "head.bbox_pred.weight" not in found
+    assert "head.cls_score.weight" in actual and "head.bbox_pred.weight" not in actual
 
 
 @pytest.mark.parametrize(
@@ -124,16 +125,16 @@ def test_pfi_trains_features_and_not_the_head(folder):
     [("loss_rank_cls", "cls_score", "bbox_pred"), ("loss_rank_loc", "bbox_pred", "cls_score")],
 )
 def test_each_rank_trains_its_own_branch(folder, key, layer, other):
-    _, found = gradients(folder, "RankMimicking", key)
-    assert f"head.{layer}.weight" in found and f"head.{other}.weight" not in found
+    _, actual = gradients(folder, "RankMimicking", key)
+    assert f"head.{layer}.weight" in actual and f"head.{other}.weight" not in actual
 
 
 def test_adaptation_layers_train_and_levels_can_be_chosen(folder):
-    distiller, found = gradients(
+    distiller, actual = gradients(
         folder, "FineGrained", "loss_fine_grained", DISTILLATION__FineGrained__LEVELS=[0, 1]
     )
     assert reached(distiller.methods) == {f"0.adaptation.{i}.{w}" for i in (0, 1) for w in WB}
-    assert any("fpn_output4" in n for n in found) and not any("top_block" in n for n in found)
+    assert any("fpn_output4" in n for n in actual) and not any("top_block" in n for n in actual)
 
 
 WB = ("weight", "bias")
@@ -260,9 +261,9 @@ def test_a_mimicdet_is_taught_by_a_mimicdet(tmp_path):
     losses = losses_of(distiller)
     assert set(losses) == LOSS_KEYS | MIMIC_KEYS | {"loss_rank_cls", "loss_rank_loc", "loss_pfi"}
     (losses["loss_rank_cls"] + losses["loss_rank_loc"]).backward()
-    found = reached(distiller.student)
-    assert {"student_head.class_logits.weight", "student_head.box_deltas.weight"} <= found
-    assert not {n for n in found if n.startswith("roi_heads.")}
+    actual = reached(distiller.student)
+    assert {"student_head.class_logits.weight", "student_head.box_deltas.weight"} <= actual
+    assert not {n for n in actual if n.startswith("roi_heads.")}
 
 
 def test_a_mimicdet_taught_by_itself_has_nothing_to_learn(tmp_path):
@@ -286,7 +287,7 @@ def test_a_mimicdet_taught_by_itself_has_nothing_to_learn(tmp_path):
             ["RankMimicking"],
             {"ANCHOR_GENERATOR__ASPECT_RATIOS": [[1.0]]},
             {},
-            r"RankMimicking: anchors_per_position \(1, 1, 1, 1, 1\) of the student, \(2",
+            r"RankMimicking: anchors_per_location \(1, 1, 1, 1, 1\) of the student, \(2",
         ),
         (
             ["PredictionGuided", "RankMimicking"],

@@ -21,13 +21,13 @@ def decided_model(*opts, seed=0):
     model = small_model(*SETTINGS, *SIZES, *opts, seed=seed).eval()
     randomise_refinement(model, seed)
     head = model.student_head
-    found = []
-    hook = head.register_forward_hook(lambda module, inputs, output: found.append(output))
+    actual = []
+    hook = head.register_forward_hook(lambda module, inputs, output: actual.append(output))
     eager(model, [noise(96, 96, seed)])
     hook.remove()
     for layer, output, std in (
-        (head.class_logits, found[0].pred_class_logits, 2.0),
-        (head.box_deltas, found[0].pred_box_deltas, 0.5),
+        (head.class_logits, actual[0].pred_class_logits, 2.0),
+        (head.box_deltas, actual[0].pred_box_deltas, 0.5),
     ):
         layer.weight.data *= std / output.std()
     return model

@@ -58,8 +58,8 @@ def test_what_lies_outside_an_image_does_not_matter():
     pixels, sizes = map(torch.from_numpy, to_batch([noise(64, 64, 0), noise(90, 120, 1)]))
     expected = detector(pixels, sizes)
     pixels[0, :, 64:], pixels[0, :, :, 64:] = torch.nan, 255.0
-    for found, wanted in zip(detector(pixels, sizes), expected):
-        assert torch.equal(found, wanted)
+    for actual, reference in zip(detector(pixels, sizes), expected):
+        assert torch.equal(actual, reference)
 
 
 def test_holds_the_student_alone_and_leaves_the_model_as_it_was():

@@ -57,12 +57,12 @@ def test_onnx(student, exported, capfd):
     assert names and not [x for x in names if "roi_heads" in x]
     run = load_exported(path, "onnx")
     images = mixed_sizes(100)
-    found = 0
+    actual = 0
     for image in images:
         expected = eager(student.model, [image])
         assert_same(run(*to_batch([image])), expected)
-        found += len(expected[0])
-    assert found > 500
+        actual += len(expected[0])
+    assert actual > 500
     for batch in (images[1:4], images[4:12]):
         assert_runs_alike(run, student.model, batch)
     assert read_metadata(path, "onnx") == printed
@@ -112,10 +112,10 @@ def test_onnx_resizes_itself(student, exported, capfd, tmp_path):
     # Enlarged: where an image shrinks, ONNX Runtime's antialiasing and PyTorch's differ a little.
     for size in ((60, 75), (40, 130), (99, 50)):
         batch = to_batch([noise(*size, 1)])
-        outputs, wanted = run(*batch), reference(*map(torch.from_numpy, batch))
-        for found, expected in zip(outputs, wanted):
-            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=2e-2)
-        assert wanted[3] > 0
+        outputs, expected_outputs = run(*batch), reference(*map(torch.from_numpy, batch))
+        for actual, expected in zip(outputs, expected_outputs):
+            torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=0, atol=2e-2)
+        assert expected_outputs[3] > 0
         assert outputs[0][0, :, 2].max() <= size[1] and outputs[0][0, :, 3].max() <= size[0]
     images = [cv2.resize(noise(12, 16, 1), (400, 300), interpolation=cv2.INTER_CUBIC)]
     assert verify(run, student.model, images, {**metadata, "includes_resize": True})

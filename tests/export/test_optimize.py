@@ -49,9 +49,9 @@ def inputs():
     return [make_input((96, 130)), make_input((70, 61), seed=1)]
 
 
-def assert_same_detections(found, expected, atol=1e-3):
+def assert_same_detections(actual, expected, atol=1e-3):
     """Each detection has its like on the other side; nearly equal scores may change places."""
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         a, b = a["instances"], b["instances"]
         assert len(a) == len(b) > 20
         boxes = (a.pred_boxes.tensor[:, None] - b.pred_boxes.tensor[None]).abs().amax(dim=2)

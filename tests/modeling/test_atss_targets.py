@@ -60,10 +60,10 @@ def test_threshold_is_mean_plus_standard_deviation():
 
 def test_candidates_are_the_nearest_of_each_level():
     centers = torch.tensor([[0.0, 0.0], [8.0, 0.0], [16.0, 0.0], [0.0, 0.0], [16.0, 0.0]])
-    found = nearest_candidates(centers, torch.tensor([[7.0, 0.0], [17.0, 0.0]]), [3, 2], topk=2)
-    assert [sorted(column) for column in found.T.tolist()] == [[0, 1, 3, 4], [1, 2, 3, 4]]
-    found = nearest_candidates(centers, torch.tensor([[1.0, 0.0]]), [3, 2], topk=9)
-    assert sorted(found[:, 0].tolist()) == [0, 1, 2, 3, 4]
+    actual = nearest_candidates(centers, torch.tensor([[7.0, 0.0], [17.0, 0.0]]), [3, 2], topk=2)
+    assert [sorted(column) for column in actual.T.tolist()] == [[0, 1, 3, 4], [1, 2, 3, 4]]
+    actual = nearest_candidates(centers, torch.tensor([[1.0, 0.0]]), [3, 2], topk=9)
+    assert sorted(actual[:, 0].tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_center_on_the_border_is_outside():

@@ -5,7 +5,8 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from mimicdet import optimize_for_inference
-from mimicdet.distillation import Distiller, HeadMimic, Term, build_adapter, build_distiller
+from mimicdet.distillation import Distiller, Term, build_adapter, build_distiller
+from mimicdet.distillation.methods.head_mimic import HeadMimic
 from mimicdet.modeling.layers.sparse_conv import RowLayout
 from tests import stand_in_gpu
 from tests.distillation.tiny_detectors import INPUTS, build_tiny, taught_cfg, write_teacher
@@ -56,15 +57,17 @@ def test_detections_on_a_stand_in_for_a_gpu(
     with stand_in_gpu.gpu(monkeypatch) as copies:
         model(inputs())
         copies.clear()
-        found = model(inputs())
-    for ours, theirs in zip(found, expected, strict=True):
-        ours, theirs = ours["instances"], theirs["instances"]
-        assert len(ours) == len(theirs) > 20
-        assert isinstance(ours.pred_boxes.tensor, StandIn) and isinstance(ours.scores, StandIn)
-        boxes, scores = real(ours.pred_boxes.tensor), real(ours.scores)
-        torch.testing.assert_close(boxes, theirs.pred_boxes.tensor, rtol=0, atol=0.1)
-        torch.testing.assert_close(scores, theirs.scores, rtol=0, atol=1e-4)
-    assert sum(copies.values()) <= 1  # how many positions each image has
+        actual = model(inputs())
+    for detection, reference in zip(actual, expected, strict=True):
+        detection, reference = detection["instances"], reference["instances"]
+        assert len(detection) == len(reference) > 20
+        assert isinstance(detection.pred_boxes.tensor, StandIn) and isinstance(
+            detection.scores, StandIn
+        )
+        boxes, scores = real(detection.pred_boxes.tensor), real(detection.scores)
+        torch.testing.assert_close(boxes, reference.pred_boxes.tensor, rtol=0, atol=0.1)
+        torch.testing.assert_close(scores, reference.scores, rtol=0, atol=1e-4)
+    assert sum(copies.values()) <= 1  # how many locations each image has
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -88,9 +91,9 @@ def test_losses_on_a_stand_in_for_a_gpu(sparse, monkeypatch, forgotten):
     model.proposal_generator._kept_anchors.clear()
     stand_in_gpu.move(distiller)
     with stand_in_gpu.gpu(monkeypatch):
-        found, logs = losses()
-    assert found.keys() == expected.keys() and len(found) == 8 and logs == expected_logs
-    for key, value in found.items():
+        actual, logs = losses()
+    assert actual.keys() == expected.keys() and len(actual) == 8 and logs == expected_logs
+    for key, value in actual.items():
         assert isinstance(value, StandIn), key
         torch.testing.assert_close(real(value), expected[key], rtol=1e-4, atol=1e-6)
 
@@ -107,13 +110,13 @@ def test_teaching_on_a_stand_in_for_a_gpu(family, tmp_path, monkeypatch):
     for model in (distiller, *(teacher.model for teacher in distiller.teachers)):
         stand_in_gpu.move(model)
     with stand_in_gpu.gpu(monkeypatch), EventStorage():
-        found = distiller(INPUTS)
-    assert found.keys() == expected.keys()
-    assert all(isinstance(value, StandIn) for value in found.values())
-    taught = [key for key in found if not key.startswith(("loss_cls", "loss_box", "loss_fcos"))]
+        actual = distiller(INPUTS)
+    assert actual.keys() == expected.keys()
+    assert all(isinstance(value, StandIn) for value in actual.values())
+    taught = [key for key in actual if not key.startswith(("loss_cls", "loss_box", "loss_fcos"))]
     assert len(taught) >= 6  # without Detectron2's own, whose normalizers are running means
     for key in taught:
-        torch.testing.assert_close(real(found[key]), expected[key], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(real(actual[key]), expected[key], rtol=1e-4, atol=1e-7)
 
 
 def test_the_stand_in_finds_what_is_left_on_the_cpu(monkeypatch):

@@ -97,8 +97,8 @@ def test_training_runs_nms_over_all_then_cuts(thresh, pre_nms_topk):
     )
     expected = [entering[i] for i in kept]
     assert len(expected) < len(entering)
-    found = select_proposals(boxes[None], logits[None], 15, thresh, pre_nms_topk)[0]
-    assert found.tolist() == expected[:15]
+    actual = select_proposals(boxes[None], logits[None], 15, thresh, pre_nms_topk)[0]
+    assert actual.tolist() == expected[:15]
 
 
 def test_select_from_nothing():
@@ -157,7 +157,7 @@ def test_equal_scores_keep_their_order():
 def plain_detections(boxes, logits, deltas, size, num_classes, score_thresh, nms_thresh, topk):
     """Decode, softmax, threshold, NMS class by class, best topk: one image, no tensor operator."""
     height, width = size
-    decoded, found = [], []
+    decoded, actual = [], []
     for box, (dx, dy, dw, dh) in zip(boxes, deltas):
         w, h = box[2] - box[0], box[3] - box[1]
         cx = box[0] + w / 2 + dx / WEIGHTS[0] * w
@@ -171,8 +171,8 @@ def plain_detections(boxes, logits, deltas, size, num_classes, score_thresh, nms
     for c in range(num_classes):
         rows = [i for i in range(len(boxes)) if scores[i][c] > score_thresh]
         kept = plain_nms([decoded[i] for i in rows], [scores[i][c] for i in rows], nms_thresh)
-        found += [(scores[rows[k]][c], c, decoded[rows[k]]) for k in kept]
-    return sorted(found, key=lambda f: -f[0])[:topk]
+        actual += [(scores[rows[k]][c], c, decoded[rows[k]]) for k in kept]
+    return sorted(actual, key=lambda f: -f[0])[:topk]
 
 
 def detect(boxes, logits, deltas, sizes, score_thresh, nms_thresh, topk):
@@ -240,14 +240,16 @@ def test_rescaling_is_detectron2s(count, output_size):
     boxes = random_boxes(count, size, seed=3)
     if count > 1:
         boxes[7] = torch.tensor([160.0, 10.0, 170.0, 20.0])  # nothing of it is in the image
-    found = Instances(size)
-    found.pred_boxes = Boxes(boxes)
-    found.scores = torch.arange(count) / 50
-    found.pred_classes = torch.arange(count) % 3
-    ours = rescale_detections(found, output_size)
-    assert torch.equal(found.pred_boxes.tensor, boxes)  # the input stays as it is
-    expected = detector_postprocess(found, *output_size)
-    assert ours.image_size == expected.image_size and len(ours) == max(count - 1, min(count, 1))
-    assert torch.equal(ours.pred_boxes.tensor, expected.pred_boxes.tensor)
-    assert torch.equal(ours.scores, expected.scores)
-    assert torch.equal(ours.pred_classes, expected.pred_classes)
+    actual = Instances(size)
+    actual.pred_boxes = Boxes(boxes)
+    actual.scores = torch.arange(count) / 50
+    actual.pred_classes = torch.arange(count) % 3
+    rescaled = rescale_detections(actual, output_size)
+    assert torch.equal(actual.pred_boxes.tensor, boxes)  # the input stays as it is
+    expected = detector_postprocess(actual, *output_size)
+    assert rescaled.image_size == expected.image_size and len(rescaled) == max(
+        count - 1, min(count, 1)
+    )
+    assert torch.equal(rescaled.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(rescaled.scores, expected.scores)
+    assert torch.equal(rescaled.pred_classes, expected.pred_classes)

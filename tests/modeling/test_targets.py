@@ -15,7 +15,7 @@ BASE_SCALES = [4.0 * s for s in STRIDES]  # 32, 64, 128
 
 
 def make_anchors(height, width):
-    """One square anchor a position on three levels, centres at (i + 0.5) * stride."""
+    """One square anchor a location on three levels, centres at (i + 0.5) * stride."""
     anchors, levels = [], []
     for level, stride in enumerate(STRIDES):
         half = 2.0 * stride
@@ -118,8 +118,8 @@ def assign(boxes, crowds=(), **options):
         torch.tensor(BASE_SCALES),
         **options,
     )
-    positions = torch.nonzero(labels == 1).squeeze(1)
-    return {int(r): int(matched[r]) for r in positions}, labels, levels
+    locations = torch.nonzero(labels == 1).squeeze(1)
+    return {int(r): int(matched[r]) for r in locations}, labels, levels
 
 
 def test_anchor_centre_on_the_border_of_the_central_area_is_positive():
@@ -179,8 +179,8 @@ def test_match_nearest_rescues_a_small_box_but_never_from_outside():
     assert not assign([between])[0]
     rescued, _, levels = assign([between], match_nearest=True)
     assert len(rescued) == 1
-    position = next(iter(rescued))
-    assert levels[position] == 0 and position == 4 * 12 + 4  # the centre (36, 36)
+    location = next(iter(rescued))
+    assert levels[location] == 0 and location == 4 * 12 + 4  # the centre (36, 36)
     outside = [29.0, 29.0, 35.0, 35.0]  # no centre of P3 lies inside
     assert not assign([outside], match_nearest=True)[0]
 
@@ -214,14 +214,14 @@ def test_no_boxes_no_positives():
     ],
 )
 def test_responsible_levels_of_hand_picked_scales(scale, levels):
-    found = responsible_levels(torch.tensor([scale]), torch.tensor(BASE_SCALES), (1.0, 2.0))
-    assert found.shape == (3, 1)
-    assert set(torch.nonzero(found[:, 0]).squeeze(1).tolist()) == levels
+    actual = responsible_levels(torch.tensor([scale]), torch.tensor(BASE_SCALES), (1.0, 2.0))
+    assert actual.shape == (3, 1)
+    assert set(torch.nonzero(actual[:, 0]).squeeze(1).tolist()) == levels
 
 
 def test_a_gap_between_levels_is_nobodys():
-    found = responsible_levels(torch.tensor([60.0]), torch.tensor(BASE_SCALES), (1.0, 1.5))
-    assert not found.any()
+    actual = responsible_levels(torch.tensor([60.0]), torch.tensor(BASE_SCALES), (1.0, 1.5))
+    assert not actual.any()
 
 
 # ---------------------------------------------------------------- samplers

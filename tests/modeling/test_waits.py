@@ -50,10 +50,10 @@ def test_detection_waits_a_few_times_for_an_image(num_images, num_classes):
     inputs = [make_input((64, 96), seed=i) for i in range(num_images)]
     model(inputs)  # anchors of this size are kept
     with Waits() as waits:
-        found = model(inputs)
-    assert all(len(x["instances"]) for x in found)
+        actual = model(inputs)
+    assert all(len(x["instances"]) for x in actual)
     # Padding's sizes, which Detectron2 reads from tensors of the CPU.
     assert waits.counts.pop("aten._local_scalar_dense") <= 2
-    # The S-head's positions by kernel; of each image what passes the threshold, NMS, and what is
+    # The S-head's locations by kernel; of each image what passes the threshold, NMS, and what is
     # left in the image's own size.
     assert waits.counts == {"aten.nonzero": 2 + 2 * num_images, "torchvision.nms": num_images}

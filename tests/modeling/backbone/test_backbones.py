@@ -66,9 +66,9 @@ def test_parameters_are_torchvisions(name, opts, network):
     with torch.device("meta"):
         source = torchvision.models.get_model(network, weights=None).state_dict()
     unused = ("classifier.", "features.18.") if name == "mobilenet_v2" else ("classifier.",)
-    wanted = {k: v.shape for k, v in source.items() if not k.startswith(unused)}
+    expected_shapes = {k: v.shape for k, v in source.items() if not k.startswith(unused)}
     built = {k: v.shape for k, v in build_on_meta(name, *opts).state_dict().items()}
-    assert built == wanted
+    assert built == expected_shapes
 
 
 def test_maps_are_torchvisions():

@@ -39,7 +39,7 @@ def test_the_pyramid_by_hand():
     """Laterals, nearest upsampling, 3x3 outputs; P6 from C5, P7 from ReLU(P6)."""
     backbone = build().train()
     x = torch.rand(1, 3, 64, 64)
-    found = backbone(x)
+    actual = backbone(x)
     c = backbone.bottom_up(x)
 
     def conv(name, value, stride=1):
@@ -57,7 +57,7 @@ def test_the_pyramid_by_hand():
     expected["p6"] = conv("p6", c["res5"], stride=2)
     expected["p7"] = conv("p7", F.relu(expected["p6"]), stride=2)
     for name in LEVELS:
-        torch.testing.assert_close(found[name], expected[name])
+        torch.testing.assert_close(actual[name], expected[name])
 
 
 @torch.no_grad()
@@ -103,9 +103,9 @@ def test_the_other_levels_do_not_change_without_p2():
     x = torch.rand(1, 3, 64, 96)
     everything = backbone.train()(x)
     backbone.eval().eval_out_features = ["p3", "p4", "p5", "p6", "p7"]
-    found = backbone(x)
-    assert list(found) == LEVELS[1:]
-    for name, value in found.items():
+    actual = backbone(x)
+    assert list(actual) == LEVELS[1:]
+    for name, value in actual.items():
         assert torch.equal(value, everything[name])
     backbone.eval_out_features = ["p5"]
     assert torch.equal(backbone(x)["p5"], everything["p5"])
@@ -127,8 +127,8 @@ def test_without_p2_the_other_levels_are_the_same():
     short.load_state_dict(state)
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        expected, found = full.train()(x), short.train()(x)
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+        expected, actual = full.train()(x), short.train()(x)
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
 
 
 @pytest.mark.parametrize("init", ["he", "xavier"])

@@ -52,24 +52,24 @@ def every_result(head, sizes, locations, images):
 
 @pytest.mark.parametrize("alignment", sorted(ALIGNMENTS))
 @pytest.mark.parametrize(
-    "sizes, wanted",
+    "sizes, requested",
     [
         (ODD, [30, 11]),  # ragged
-        (ODD, [0, 25]),  # an image without a position
-        (ODD, [160, 160]),  # every position
+        (ODD, [0, 25]),  # an image without a location
+        (ODD, [160, 160]),  # every location
         ([(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], [6]),
     ],
     ids=["ragged", "empty image", "all", "one image"],
 )
-def test_sparse_is_dense(alignment, sizes, wanted):
+def test_sparse_is_dense(alignment, sizes, requested):
     """Outputs, and gradients of every parameter and map, of the two ways to compute the same."""
     total = sum(h * w for h, w in sizes)
     generator = torch.Generator().manual_seed(3)
-    locations = [torch.randperm(total, generator=generator)[:n] for n in wanted]
+    locations = [torch.randperm(total, generator=generator)[:n] for n in requested]
     results = []
     for sparse in (True, False):
         head = make_head("ALIGNMENT", alignment, "SPARSE", sparse, "DETACH_GUIDANCE", False)
-        results.append(every_result(head, sizes, locations, len(wanted)))
+        results.append(every_result(head, sizes, locations, len(requested)))
     assert results[0].keys() == results[1].keys()
     if alignment == "guided":
         assert "grad deltas 0" in results[0]
@@ -119,7 +119,7 @@ def test_order_follows_the_locations():
 def test_dual_path_by_hand():
     head = make_head()
     aligned = torch.rand(7, 16)
-    found = head.predict(aligned)
+    actual = head.predict(aligned)
     weights = head.state_dict()
 
     def fc(name, x):
@@ -127,10 +127,10 @@ def test_dual_path_by_hand():
 
     class_features = fc("class_feature", aligned).clamp(min=0)
     box_features = fc("box_feature", aligned).clamp(min=0)
-    torch.testing.assert_close(found.class_features, class_features)
-    torch.testing.assert_close(found.box_features, box_features)
-    torch.testing.assert_close(found.pred_class_logits, fc("class_logits", class_features))
-    torch.testing.assert_close(found.pred_box_deltas, fc("box_deltas", box_features))
+    torch.testing.assert_close(actual.class_features, class_features)
+    torch.testing.assert_close(actual.box_features, box_features)
+    torch.testing.assert_close(actual.pred_class_logits, fc("class_logits", class_features))
+    torch.testing.assert_close(actual.pred_box_deltas, fc("box_deltas", box_features))
 
 
 @torch.no_grad()
@@ -140,11 +140,11 @@ def test_aligned_features_pass_a_relu():
     read, seen = head.predict, []
     head.predict = lambda aligned: seen.append(aligned) or read(aligned)
     head(features, deltas, [torch.arange(9 * 13)])
-    found = seen[0]
+    actual = seen[0]
     conv = head.alignments["k3"].conv
     expected = F.conv2d(features[0], conv.weight, conv.bias, padding=1).relu()
-    torch.testing.assert_close(found, expected[0].flatten(1).T, atol=1e-4, rtol=1e-4)
-    assert (found == 0).any()
+    torch.testing.assert_close(actual, expected[0].flatten(1).T, atol=1e-4, rtol=1e-4)
+    assert (actual == 0).any()
 
 
 def test_one_path_feeds_both_outputs():
@@ -218,8 +218,8 @@ def test_bfloat16_stays_near_float32():
     locations = [torch.arange(140), torch.arange(60)]
     expected = head(features, deltas, locations)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = head([x.bfloat16() for x in features], deltas, locations)
-    difference = (found.box_features.float() - expected.box_features).norm()
+        actual = head([x.bfloat16() for x in features], deltas, locations)
+    difference = (actual.box_features.float() - expected.box_features).norm()
     assert difference < 0.02 * expected.box_features.norm()
 
 
@@ -333,10 +333,10 @@ def test_training_twice_over_few_is_training_once_over_all():
         results.append(result)
     assert runs[0] == (100, False) and runs[2] == (100, True)
     assert runs[1][1] and 6 * 2 <= runs[1][0] <= 2 * (6 + 4) + 5
-    for name, found in results[0].items():
+    for name, actual in results[0].items():
         expected = results[1][name]
         bound = 1e-4 * float(expected.detach().abs().max())
-        torch.testing.assert_close(found, expected, atol=bound, rtol=1e-4, msg=name)
+        torch.testing.assert_close(actual, expected, atol=bound, rtol=1e-4, msg=name)
 
 
 def test_ignored_boxes_are_never_mined():

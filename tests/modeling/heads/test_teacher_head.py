@@ -33,9 +33,9 @@ def random_maps(images=1, seed=0):
 
 
 def capture_pooled(heads):
-    found = []
-    heads.pooler.register_forward_hook(lambda module, args, out: found.append(out.detach()))
-    return found
+    actual = []
+    heads.pooler.register_forward_hook(lambda module, args, out: actual.append(out.detach()))
+    return actual
 
 
 @torch.no_grad()
@@ -104,14 +104,14 @@ def test_pooled_values_are_aligned_roi_align():
         torch.tensor([[0.0, 0.0, 96.0, 64.0]]),
     ]
     levels = [torch.tensor([2, 0]), torch.tensor([1])]
-    found = pooler(maps, boxes, levels)
+    actual = pooler(maps, boxes, levels)
     row = 0
     for n in range(2):
         for box, level in zip(boxes[n], levels[n]):
             expected = torchvision.ops.roi_align(
                 maps[level][n : n + 1], [box[None]], 7, 1 / (4, 8, 16)[level], 0, aligned=True
             )
-            torch.testing.assert_close(found[row], expected[0])
+            torch.testing.assert_close(actual[row], expected[0])
             row += 1
 
 
@@ -137,9 +137,9 @@ def test_half_precision_features_are_pooled_in_float32(dtype):
     pooler = LevelPooler(7, [4], 0)
     x = torch.randn(1, 3, 200, 200, generator=torch.Generator().manual_seed(0)).to(dtype)
     boxes, levels = [torch.tensor([[701.3, 703.7, 790.1, 777.9]])], [torch.tensor([0])]
-    found = pooler([x], boxes, levels)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, pooler([x.float()], boxes, levels))
+    actual = pooler([x], boxes, levels)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, pooler([x.float()], boxes, levels))
 
 
 # ---------------------------------------------------------------- the heads
@@ -151,7 +151,7 @@ def test_dual_path_by_hand():
     heads = model.roi_heads
     pooled = capture_pooled(heads)
     boxes, levels = [torch.tensor([P3_BOX, [5.0, 3.0, 99.0, 80.0]])], [torch.tensor([0, 2])]
-    found = heads.predict(random_maps(), boxes, levels)
+    actual = heads.predict(random_maps(), boxes, levels)
     state = heads.state_dict()
 
     def fc(name, x):
@@ -164,11 +164,11 @@ def test_dual_path_by_hand():
         weight, bias = (state[f"box_branch.{i}.{kind}"] for kind in ("weight", "bias"))
         box_features = F.conv2d(box_features, weight, bias, padding=1).relu()
     box_features = fc("box_branch.5", box_features.flatten(1)).relu()
-    torch.testing.assert_close(found.class_features, class_features)
-    torch.testing.assert_close(found.box_features, box_features)
-    torch.testing.assert_close(found.pred_class_logits, fc("class_logits", class_features))
-    torch.testing.assert_close(found.pred_box_deltas, fc("box_deltas", box_features))
-    assert found.pred_class_logits.shape == (2, NUM_CLASSES + 1)
+    torch.testing.assert_close(actual.class_features, class_features)
+    torch.testing.assert_close(actual.box_features, box_features)
+    torch.testing.assert_close(actual.pred_class_logits, fc("class_logits", class_features))
+    torch.testing.assert_close(actual.pred_box_deltas, fc("box_deltas", box_features))
+    assert actual.pred_class_logits.shape == (2, NUM_CLASSES + 1)
 
 
 @pytest.mark.parametrize("head, convs", [("light", 0), ("heavy", 4)])

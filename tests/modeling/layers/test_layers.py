@@ -1,4 +1,4 @@
-"""Deformable convolution, dense and at positions, and the alignment layers (layers/)."""
+"""Deformable convolution, dense and at locations, and the alignment layers (layers/)."""
 
 import pytest
 import torch
@@ -86,8 +86,8 @@ def test_detectron2_and_torchvision_agree(kernel):
     x, offset = random(2, 6, 9, 7), random(2, 2 * kernel**2, 9, 7, seed=1) * 4
     with torch.no_grad():
         expected = layer(x, offset)
-        found = deform_conv2d(x, offset, layer.weight, None)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        actual = deform_conv2d(x, offset, layer.weight, None)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     assert expected.abs().max() > 0.1
 
 
@@ -126,9 +126,9 @@ def test_conv_at_every_location_is_the_dense_convolution(
         dense = F.conv2d(x, weight, bias, padding=kernel // 2)
     else:
         dense = deform_conv2d(x, maps, weight, bias)
-    found = conv_at(pyramid_rows([x]), places_of(index, height, width), offset, weight, bias)
+    actual = conv_at(pyramid_rows([x]), places_of(index, height, width), offset, weight, bias)
     bound = 1e-4 * float(dense.abs().max())
-    torch.testing.assert_close(found, pyramid_rows([dense]), atol=bound, rtol=1e-4)
+    torch.testing.assert_close(actual, pyramid_rows([dense]), atol=bound, rtol=1e-4)
 
 
 @pytest.mark.parametrize("part", [None, 2])
@@ -170,12 +170,12 @@ def test_offsets_out_of_all_bounds_do_no_harm(value):
     x, weight, bias = random(1, 2, 3, 3), random(2, 2, 1, 1), random(2)
     places = places_of(torch.tensor([[4, 0]]), 3, 3)
     offset = torch.tensor([[0.0, 0.0], [value, 0.0]])
-    found = conv_at(pyramid_rows([x]), places, offset, weight, bias)
-    torch.testing.assert_close(found[0], weight[:, :, 0, 0] @ x[0, :, 1, 1] + bias)
+    actual = conv_at(pyramid_rows([x]), places, offset, weight, bias)
+    torch.testing.assert_close(actual[0], weight[:, :, 0, 0] @ x[0, :, 1, 1] + bias)
     if value == value:
-        torch.testing.assert_close(found[1], bias)
+        torch.testing.assert_close(actual[1], bias)
     else:
-        assert found[1].isnan().all()
+        assert actual[1].isnan().all()
 
 
 def test_flops_of_sampling_and_product_are_counted():

@@ -42,8 +42,8 @@ def spread():
 @torch.no_grad()
 def outputs(model, inputs):
     images = model.preprocess_image(inputs)
-    found = model.predict(model.backbone(images.tensor), images.image_sizes)
-    return found.proposals, found.predictions
+    actual = model.predict(model.backbone(images.tensor), images.image_sizes)
+    return actual.proposals, actual.predictions
 
 
 def test_a_new_layer_runs_sparse_dense_exported_and_drawn(spread):

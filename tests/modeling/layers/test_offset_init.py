@@ -35,21 +35,21 @@ def points(layer, deltas, weights=(1.0, 1.0, 1.0, 1.0)):
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize("dims", [(64, 128), (8,), (8, 16, 8)])
 def test_zero_deltas_give_the_bin_centres_of_the_anchor(kernel_size, dims):
-    found = points(box_alignment(kernel_size, offset_dims=dims), [0.0, 0.0, 0.0, 0.0])
+    actual = points(box_alignment(kernel_size, offset_dims=dims), [0.0, 0.0, 0.0, 0.0])
     bins = SIZE * ((torch.arange(kernel_size) + 0.5) / kernel_size - 0.5)
-    torch.testing.assert_close(found[:, 0, 0], bins)
-    torch.testing.assert_close(found[0, :, 1], bins)
+    torch.testing.assert_close(actual[:, 0, 0], bins)
+    torch.testing.assert_close(actual[0, :, 1], bins)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_points_follow_the_adjusted_box_to_first_order(weights):
     dx, dy, dw, dh = deltas = [0.3, -0.2, 0.02, -0.03]
-    found = points(box_alignment(3, weights), deltas, weights)
+    actual = points(box_alignment(3, weights), deltas, weights)
     width, height = SIZE * math.exp(dw), SIZE * math.exp(dh)
     steps = torch.tensor([-1.0, 0.0, 1.0])
     y, x = SIZE * dy + steps * height / 3, SIZE * dx + steps * width / 3
     expected = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
-    torch.testing.assert_close(found, expected, atol=SIZE / 3 * 0.03**2, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=SIZE / 3 * 0.03**2, rtol=0)
 
 
 def head(*opts):

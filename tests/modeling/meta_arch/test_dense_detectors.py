@@ -99,10 +99,10 @@ def test_learns_two_objects_by_heart(architecture):
         assert not [n for n, p in model.named_parameters() if p.grad is None]
         optimizer.step()
     with torch.no_grad():
-        found = model.eval()([two_objects(seed=99)])[0]["instances"]
+        actual = model.eval()([two_objects(seed=99)])[0]["instances"]
     gt = two_objects()["instances"]
     for box, gt_class in zip(gt.gt_boxes.tensor, gt.gt_classes):
-        of_class = found[found.pred_classes == gt_class]
+        of_class = actual[actual.pred_classes == gt_class]
         best = of_class.pred_boxes.tensor[of_class.scores.argmax()]
         assert box_iou(best[None], box[None]).item() > 0.5
 
@@ -178,12 +178,14 @@ def test_exact_predictions_lose_nothing_and_are_detected(architecture):
     loss_cls, loss_box = list(losses.values())[:2]
     assert loss_cls.item() < 1e-3 and loss_box.item() < 1e-3
     scores = [x[0].sigmoid() for x in predictions[0]]
-    found = model.inference_single_image(anchors, scores, [x[0] for x in predictions[1]], (96, 128))
+    actual = model.inference_single_image(
+        anchors, scores, [x[0] for x in predictions[1]], (96, 128)
+    )
     # NMS leaves one detection an object.
-    order = found.pred_classes.argsort()
-    assert found.pred_classes[order].tolist() == [0, 2]
+    order = actual.pred_classes.argsort()
+    assert actual.pred_classes[order].tolist() == [0, 2]
     torch.testing.assert_close(
-        found.pred_boxes.tensor[order], gt.gt_boxes.tensor, atol=0.05, rtol=0
+        actual.pred_boxes.tensor[order], gt.gt_boxes.tensor, atol=0.05, rtol=0
     )
 
 
@@ -204,10 +206,10 @@ def test_inference_in_the_size_of_the_original_image(architecture):
     image = {"image": torch.zeros(3, 75, 101), "height": 150, "width": 202}
     with torch.no_grad():
         (output,) = model([image])
-    found = output["instances"]
-    assert found.image_size == (150, 202) and 0 < len(found) <= 100
-    assert found.pred_boxes.tensor.min() >= 0 and found.pred_boxes.tensor[:, 2].max() <= 202
-    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    actual = output["instances"]
+    assert actual.image_size == (150, 202) and 0 < len(actual) <= 100
+    assert actual.pred_boxes.tensor.min() >= 0 and actual.pred_boxes.tensor[:, 2].max() <= 202
+    assert ((actual.scores >= 0) & (actual.scores <= 1)).all()
     strict = small_model(architecture, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.9).eval()
     with torch.no_grad():
         assert len(strict([image])[0]["instances"]) == 0

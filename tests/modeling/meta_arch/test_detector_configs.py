@@ -75,8 +75,8 @@ def test_learning_rates():
 def test_retinanets_anchors_are_detectron2s():
     sizes = get("retinanet_R_50_FPN_1x").MODEL.ANCHOR_GENERATOR.SIZES
     expected = [[x * 2 ** (i / 3) for i in range(3)] for x in (32, 64, 128, 256, 512)]
-    for found, wanted in zip(sizes, expected):
-        assert found == pytest.approx(wanted, rel=1e-12)
+    for actual, reference in zip(sizes, expected):
+        assert actual == pytest.approx(reference, rel=1e-12)
 
 
 def test_pairs_see_the_same_images():

@@ -180,20 +180,20 @@ def test_both_heads_are_mimicked_at_the_same_boxes():
     query = tensors.query
     assert [len(b) for b in query.boxes] == [16, 16]
     assert not any(b.requires_grad for b in query.boxes)
-    positions = []
+    sampled_at = []
     for boxes, levels, proposals in zip(query.boxes, query.levels, captured["proposals"]):
         same = (boxes[:, None] == proposals.proposal_boxes.tensor[None]).all(dim=2)
         same &= levels[:, None] == proposals.levels[None]
         assert (same.sum(dim=1) == 1).all()
         rows = same.int().argmax(dim=1)
         assert len(rows.unique()) == 16
-        positions.append(proposals.locations[rows])
+        sampled_at.append(proposals.locations[rows])
     features = captured["features"]
     maps = [features[f"p{i}"] for i in range(3, 8)]
-    student = model.student_head(maps, captured["refined"].delta_maps, positions)
+    student = model.student_head(maps, captured["refined"].delta_maps, sampled_at)
     teacher = model.roi_heads.predict(features, query.boxes, query.levels)
-    for found, expected in ((tensors.student, student), (tensors.teacher, teacher)):
-        for a, b in zip(vars(found).values(), vars(expected).values()):
+    for actual, expected in ((tensors.student, student), (tensors.teacher, teacher)):
+        for a, b in zip(vars(actual).values(), vars(expected).values()):
             torch.testing.assert_close(a, b, atol=1e-4 * float(b.detach().abs().max()), rtol=1e-4)
 
 
@@ -260,14 +260,14 @@ def test_the_head_sees_the_best_boxes_by_objectness():
     seen = {}
     predict = model.proposal_generator.predict
     model.proposal_generator.predict = lambda maps: seen.setdefault("refined", predict(maps))
-    model.student_head.register_forward_hook(lambda m, args, out: seen.update(positions=args[2]))
+    model.student_head.register_forward_hook(lambda m, args, out: seen.update(locations=args[2]))
     detect(model, BATCHES["odd sizes"])
-    for logits, positions in zip(seen["refined"].pred_objectness_logits, seen["positions"]):
-        assert len(positions) == 30
-        threshold = logits[positions].min()
-        assert torch.equal(logits[positions], logits[positions].sort(descending=True).values)
+    for logits, locations in zip(seen["refined"].pred_objectness_logits, seen["locations"]):
+        assert len(locations) == 30
+        threshold = logits[locations].min()
+        assert torch.equal(logits[locations], logits[locations].sort(descending=True).values)
         rest = torch.ones_like(logits, dtype=torch.bool)
-        rest[positions] = False
+        rest[locations] = False
         # Anchors of the padding, whose clipped boxes are empty, do not count.
         assert int((logits[rest] > threshold).sum()) <= int(rest.sum()) // 2
 
@@ -275,8 +275,8 @@ def test_the_head_sees_the_best_boxes_by_objectness():
 def test_thresholds_of_inference():
     opts = ("TEST.DETECTIONS_PER_IMAGE", 12, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.4)
     model = small_model(*opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2)
-    found = detect(model, BATCHES["two images"])
-    for x in found:
+    actual = detect(model, BATCHES["two images"])
+    for x in actual:
         assert len(x) == 12
         assert x.scores.min() > 0.2
         assert torch.equal(x.scores, x.scores.sort(descending=True).values)
@@ -455,8 +455,10 @@ def test_parameters_of_r50_against_a_hand_count():
         "roi_heads": teacher,
         "": resnet50_convs() + pyramid + refinement + student + teacher,
     }
-    found = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in parts}
-    assert found == parts
+    actual = {
+        name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in parts
+    }
+    assert actual == parts
     # 4.1: the stem and res2 are frozen.
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     res2 = 3 * (9 * 64 * 64 + 64 * 256) + 64 * 64 + 2 * 256 * 64 + 64 * 256
@@ -495,7 +497,7 @@ def coco_ap(inputs, results):
         return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
 
     annotations, detections = [], []
-    for i, (x, found) in enumerate(zip(inputs, results)):
+    for i, (x, actual) in enumerate(zip(inputs, results)):
         truth = x["instances"]
         for box, c in zip(truth.gt_boxes.tensor.tolist(), truth.gt_classes.tolist()):
             area = (box[2] - box[0]) * (box[3] - box[1])
@@ -509,7 +511,7 @@ def coco_ap(inputs, results):
                     "iscrowd": 0,
                 }
             )
-        rows = zip(found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores)
+        rows = zip(actual.pred_boxes.tensor.tolist(), actual.pred_classes.tolist(), actual.scores)
         detections += [
             {"image_id": i, "category_id": c, "bbox": xywh(box), "score": float(s)}
             for box, c, s in rows
@@ -583,7 +585,7 @@ def test_sparse_and_dense_training_agree_for_twenty_iterations():
             optimizer.step()
             history.append({name: float(value.detach()) for name, value in losses.items()})
         histories.append(history)
-    for found, expected in zip(*histories):
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    for actual, expected in zip(*histories):
+        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-4)
     first, last = (sum(histories[0][i].values()) for i in (0, -1))
     assert abs(first - last) > 0.1 * first

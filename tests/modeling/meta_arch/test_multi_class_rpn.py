@@ -125,18 +125,18 @@ def test_exact_predictions_are_detected():
     deltas[positive] = model.box2box_transform.get_deltas(
         anchors[0].tensor[positive], boxes[positive]
     )
-    found = model.inference_single_image(anchors, [scores], [deltas], (96, 160))
-    order = found.pred_classes.argsort()
-    assert found.pred_classes[order].tolist() == [0, 2]
-    torch.testing.assert_close(found.pred_boxes.tensor[order], OBJECTS.gt_boxes.tensor)
+    actual = model.inference_single_image(anchors, [scores], [deltas], (96, 160))
+    order = actual.pred_classes.argsort()
+    assert actual.pred_classes[order].tolist() == [0, 2]
+    torch.testing.assert_close(actual.pred_boxes.tensor[order], OBJECTS.gt_boxes.tensor)
 
 
 def test_scores_are_probabilities_of_the_original_image():
     model = small_model("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0).eval()
     with torch.no_grad():
-        found = model([{"image": torch.zeros(3, 90, 120), "height": 180, "width": 240}])
-    found = found[0]["instances"]
-    assert found.image_size == (180, 240) and 0 < len(found) <= 100
+        actual = model([{"image": torch.zeros(3, 90, 120), "height": 180, "width": 240}])
+    actual = actual[0]["instances"]
+    assert actual.image_size == (180, 240) and 0 < len(actual) <= 100
     # Nothing is learnt: four equal classes, of which the background is not detected.
-    assert found.scores.max().item() == pytest.approx(0.25, abs=0.2)
-    assert set(found.pred_classes.tolist()) <= {0, 1, 2}
+    assert actual.scores.max().item() == pytest.approx(0.25, abs=0.2)
+    assert set(actual.pred_classes.tolist()) <= {0, 1, 2}

@@ -1,4 +1,4 @@
-"""The refinement module (refinement.py): predictions, losses, proposals and their positions."""
+"""The refinement module (refinement.py): predictions, losses, proposals and their locations."""
 
 import math
 
@@ -27,14 +27,14 @@ def predict(model: MimicDet, inputs):
     return images, maps, model.proposal_generator.predict(maps)
 
 
-def locate(position, maps):
-    """(level, y, x) of a position, counted by hand: levels one after another, row-major."""
+def locate(location, maps):
+    """(level, y, x) of a location, counted by hand: levels one after another, row-major."""
     for level, x in enumerate(maps):
         height, width = x.shape[-2:]
-        if position < height * width:
-            return level, position // width, position % width
-        position -= height * width
-    raise AssertionError("a position behind the last map")
+        if location < height * width:
+            return level, location // width, location % width
+        location -= height * width
+    raise AssertionError("a location behind the last map")
 
 
 def adjusted_box(level, y, x, deltas, size):
@@ -51,7 +51,7 @@ def adjusted_box(level, y, x, deltas, size):
 @pytest.mark.parametrize("training", [True, False])
 @torch.no_grad()
 def test_proposals_come_back_from_their_positions(training):
-    """position -> level, pixel -> anchor -> adjusted box: the proposal; the same for its logit."""
+    """location -> level, pixel -> anchor -> adjusted box: the proposal; the same for its logit."""
     model = small_model().train(training)
     randomise_refinement(model)
     images, maps, refined = predict(model, [make_input((96, 130)), make_input((70, 61), seed=1)])
@@ -63,8 +63,8 @@ def test_proposals_come_back_from_their_positions(training):
     for n, proposal in enumerate(proposals):
         assert 40 < len(proposal) <= 60 + 20 * training
         assert len(proposal.locations.unique()) == len(proposal)
-        for i, position in enumerate(proposal.locations.tolist()):
-            level, y, x = locate(position, maps)
+        for i, location in enumerate(proposal.locations.tolist()):
+            level, y, x = locate(location, maps)
             levels_seen.add(level)
             assert proposal.levels[i] == level
             deltas = refined.delta_maps[level][n, :, y, x].tolist()
@@ -82,18 +82,18 @@ def test_student_output_at_a_position_is_the_pixel_of_the_dense_map():
     images, maps, refined = predict(model, [make_input((96, 130)), make_input((70, 61), seed=1)])
     proposals = model.proposal_generator.propose(refined, images.image_sizes)
     head = model.student_head
-    found = head(maps, refined.delta_maps, [x.locations for x in proposals])
+    actual = head(maps, refined.delta_maps, [x.locations for x in proposals])
     row = 0
     for n, proposal in enumerate(proposals):
-        for position in proposal.locations.tolist():
-            level, y, x = locate(position, maps)
+        for location in proposal.locations.tolist():
+            level, y, x = locate(location, maps)
             layer = head.layers[level]
             pixel = layer(MapReader(maps[level], refined.delta_maps[level]))[n, y, x].relu()
             dense = head.predict(pixel)
-            for a, b in zip(vars(found).values(), vars(dense).values()):
+            for a, b in zip(vars(actual).values(), vars(dense).values()):
                 torch.testing.assert_close(a[row], b, atol=1e-5, rtol=1e-4)
             row += 1
-    assert row == len(found.pred_class_logits)
+    assert row == len(actual.pred_class_logits)
 
 
 @torch.no_grad()
@@ -113,8 +113,8 @@ def test_predictions_share_their_numbers():
     rows = torch.cat([x.permute(0, 2, 3, 1).reshape(2, -1, 4) for x in refined.delta_maps], dim=1)
     assert torch.equal(rows, refined.pred_anchor_deltas)
     sides = refined.anchors[:, 2:] - refined.anchors[:, :2]
-    wanted = torch.tensor([4.0 * s for s in STRIDES])[refined.anchor_levels]
-    assert torch.equal(sides, wanted[:, None].expand(-1, 2))
+    expected = torch.tensor([4.0 * s for s in STRIDES])[refined.anchor_levels]
+    assert torch.equal(sides, expected[:, None].expand(-1, 2))
 
 
 @torch.no_grad()
@@ -123,11 +123,11 @@ def test_inference_keeps_the_best_objectness_without_nms():
     model.proposal_generator.objectness_logits.weight.data.normal_()
     model.proposal_generator.anchor_deltas.weight.data.zero_()
     images, _, refined = predict(model, [make_input((128, 160))])
-    found = model.proposal_generator.propose(refined, images.image_sizes)[0]
+    actual = model.proposal_generator.propose(refined, images.image_sizes)[0]
     logits = refined.pred_objectness_logits[0].tolist()
     assert len(logits) > 400
     ranked = sorted(range(len(logits)), key=lambda r: -logits[r])
-    assert found.locations.tolist() == ranked[:45]
+    assert actual.locations.tolist() == ranked[:45]
 
 
 @torch.no_grad()
@@ -137,10 +137,10 @@ def test_training_proposals_overlap_by_no_more_than_the_nms_threshold():
     model = small_model("MODEL.RPN.NMS_THRESH", 0.5, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 2000)
     randomise_refinement(model)
     images, _, refined = predict(model, [make_input((128, 160))])
-    found = model.proposal_generator.propose(refined, images.image_sizes)[0].proposal_boxes
-    iou = pairwise_iou(found, found) - torch.eye(len(found))
+    actual = model.proposal_generator.propose(refined, images.image_sizes)[0].proposal_boxes
+    iou = pairwise_iou(actual, actual) - torch.eye(len(actual))
     assert 0.4 < iou.max() <= 0.5
-    assert pairwise_iou(Boxes(found.tensor[:1]), Boxes(refined.anchors)).max() > 0
+    assert pairwise_iou(Boxes(actual.tensor[:1]), Boxes(refined.anchors)).max() > 0
 
 
 @pytest.mark.parametrize("normalizer", ["positives", "anchors"])

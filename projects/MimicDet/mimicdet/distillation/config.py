@@ -3,7 +3,7 @@
 from detectron2.config import CfgNode as CN
 
 from ..config import config_check, config_defaults
-from .methods.base import DISTILLATION_REGISTRY
+from .methods.base import DISTILLATION_REGISTRY, SCHEDULE
 
 
 @config_defaults
@@ -104,6 +104,6 @@ def _check_entry(cfg: CN, entry: str) -> list[str]:
     source = f"LABELS.{label}" if label else name
     return [
         f"DISTILLATION.{source}.{key} is {settings[key]}, below 0"
-        for key in ("LOSS_WEIGHT", "WARMUP_ITERS", "STOP_ITER")
+        for key in SCHEDULE
         if settings[key] < 0
     ]

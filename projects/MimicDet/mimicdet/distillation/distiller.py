@@ -14,7 +14,7 @@ from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
 from .config import split_entry, with_label
-from .methods.base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
+from .methods.base import DISTILLATION_REGISTRY, SCHEDULE, DistillationMethod, settings_of
 from .pairing import check_pair
 from .teacher import (
     FrozenTeacher,
@@ -215,16 +215,14 @@ def _taught_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
     """DISTILLATION: every method of METHODS with the teacher of TEACHER."""
     node = cfg.DISTILLATION.TEACHER
     teacher_cfg = load_teacher_config(cfg, node, "DISTILLATION.TEACHER")
-    teacher = build_teacher(
-        cfg, teacher_cfg, config_file=node.CONFIG_FILE, weights=node.WEIGHTS, amp=node.AMP
-    )
+    teacher = build_teacher(cfg, teacher_cfg, node)
     terms = []
     for entry in cfg.DISTILLATION.METHODS:
         name, label = split_entry(entry)
         own_cfg = with_label(cfg, entry)
         method = DISTILLATION_REGISTRY.get(name)(own_cfg, adapter.layout, teacher.adapter.layout)
         settings = settings_of(own_cfg, type(method))
-        schedule = settings.LOSS_WEIGHT, settings.WARMUP_ITERS, settings.STOP_ITER
-        terms.append(Term(method, teacher, *schedule, label=label))
+        schedule = {key.lower(): settings[key] for key in SCHEDULE}
+        terms.append(Term(method, teacher, **schedule, label=label))
     check_pair([term.method for term in terms], adapter, teacher.adapter, teacher.source)
     return terms

@@ -38,11 +38,11 @@ def near_object_masks(
         (N, Hl, Wl) bool.
     """
     height, width = size
-    per_position = len(anchors) // (height * width)
+    per_location = len(anchors) // (height * width)
     masks = []
     for boxes in gt_boxes:
         iou = pairwise_iou(Boxes(boxes), Boxes(anchors))
-        iou = iou.view(len(boxes), height * width, per_position)
+        iou = iou.view(len(boxes), height * width, per_location)
         if psi == 0:
             near = torch.ones_like(iou, dtype=torch.bool)
         elif psi is None:
@@ -56,7 +56,7 @@ def near_object_masks(
 @torch.no_grad()
 def box_masks(gt_boxes: Sequence[Tensor], size: tuple[int, int], stride: int) -> Tensor:
     """
-    Positions whose cell of stride x stride pixels overlaps an object: boxes scaled onto the map
+    Locations whose cell of stride x stride pixels overlaps an object: boxes scaled onto the map
     (FGFI's -G, RM+PFI's "GT mask"). Every box covers one location at least of each level.
 
     Args:
@@ -81,10 +81,10 @@ def location_masks(
     locations: Locations,
     num_images: int,
     sizes: Sequence[tuple[int, int]],
-    anchors_per_position: Sequence[int],
+    anchors_per_location: Sequence[int],
 ) -> list[Tensor]:
-    """Positions of every level that hold one of the anchors; sizes: L x (Hl, Wl)."""
-    counts = [h * w * a for (h, w), a in zip(sizes, anchors_per_position)]
+    """Locations of every level that hold one of the anchors; sizes: L x (Hl, Wl)."""
+    counts = [h * w * a for (h, w), a in zip(sizes, anchors_per_location)]
     flat = torch.zeros((num_images, sum(counts)), dtype=torch.bool, device=locations.anchors.device)
     flat[locations.images, locations.anchors] = True
     return [

@@ -13,7 +13,7 @@ AGREEMENTS: dict[str, tuple[str, ...]] = {
     "levels": ("strides", "size_divisibility"),
     "channels": ("channels",),
     "classes": ("num_classes",),
-    "anchors": ("anchors_per_position", "cell_anchors", "anchor_offset"),
+    "anchors": ("anchors_per_location", "cell_anchors", "anchor_offset"),
     "map_scores": ("map_scores",),
     "class_scores": ("class_scores",),
 }

@@ -93,7 +93,7 @@ class FrozenTeacher:
 
 
 class TeacherTensors(DetectorTensors):
-    """A frozen teacher's offers of one batch; each is computed once, when it is asked for."""
+    """A frozen teacher's offers of one batch; each is computed once, when it is first read."""
 
     def __init__(self, teacher: FrozenTeacher, batched_inputs: list[dict[str, Any]]):
         self._teacher = teacher
@@ -158,20 +158,20 @@ def load_teacher_config(cfg: CfgNode, node: CfgNode, key: str) -> CfgNode:
     return teacher_cfg
 
 
-def build_teacher(
-    cfg: CfgNode, teacher_cfg: CfgNode, *, config_file: str, weights: str, amp: bool = False
-) -> FrozenTeacher:
+def build_teacher(cfg: CfgNode, teacher_cfg: CfgNode, node: CfgNode) -> FrozenTeacher:
     """
-    The teacher with its weights, for the student of cfg. Raises UserError for a checkpoint that is
-    not the teacher's.
+    The teacher with its weights, for the student of cfg; node: see load_teacher_config, perhaps
+    with AMP. Raises UserError for a checkpoint that is not the teacher's.
     """
     check_config(teacher_cfg)
+    amp = node.get("AMP", False)
     model = build_model(teacher_cfg)
-    load_weights(model, weights, strict=True)
+    load_weights(model, node.WEIGHTS, strict=True)
     if channels_last_pays(cfg.MODEL.DEVICE, amp):
         model.to(memory_format=torch.channels_last)
     adapter = build_adapter(model, teacher_cfg.INPUT.FORMAT)
-    return FrozenTeacher(adapter, source=config_file, amp=amp, student_format=cfg.INPUT.FORMAT)
+    source, student_format = node.CONFIG_FILE, cfg.INPUT.FORMAT
+    return FrozenTeacher(adapter, source=source, amp=amp, student_format=student_format)
 
 
 def build_separate_teacher(cfg: CfgNode) -> FrozenTeacher:
@@ -183,7 +183,7 @@ def build_separate_teacher(cfg: CfgNode) -> FrozenTeacher:
     teacher_cfg = load_teacher_config(cfg, node, "MODEL.MIMICDET.SEPARATE_TEACHER")
     check_fit(cfg, teacher_cfg, node.CONFIG_FILE)
     teacher_cfg.MODEL.MIMICDET.EVAL_HEAD = "teacher"
-    return build_teacher(cfg, teacher_cfg, config_file=node.CONFIG_FILE, weights=node.WEIGHTS)
+    return build_teacher(cfg, teacher_cfg, node)
 
 
 def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:

@@ -5,14 +5,17 @@ A detector's adapter offers some of the attributes of `DetectorTensors`, a metho
 them by name. Shape shorthand as in structures.py, and:
 
     A: anchors a location (1 for anchor points)     R: anchors of all levels = sum of Hl * Wl * A
-    P: anchors that are asked about, of all images  M: ground-truth objects of the batch
+    P: requested anchors, of all images  M: ground-truth objects of the batch
 
 An anchor's index is level by level, row-major inside a level, then by A: Detectron2's order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 
 from ..modeling.structures import BoxQuery, HeadPredictions
@@ -39,6 +42,20 @@ class Positives(Locations):
     gt_classes: Tensor  # (P,) int64 in [0, K): the object's class
     num_objects: int  # M, objects without a positive anchor among them
 
+    @classmethod
+    def of(
+        cls, images: Tensor, anchors: Tensor, objects: Tensor, gt_instances: Sequence[Instances]
+    ) -> "Positives":
+        """What the objects of the batch, gt_instances, add to the first three fields."""
+        return cls(
+            images=images,
+            anchors=anchors,
+            objects=objects,
+            gt_boxes=torch.cat([x.gt_boxes.tensor for x in gt_instances])[objects],
+            gt_classes=torch.cat([x.gt_classes for x in gt_instances])[objects],
+            num_objects=sum(len(x) for x in gt_instances),
+        )
+
 
 @dataclass(frozen=True)
 class DetectorLayout:
@@ -56,38 +73,39 @@ class DetectorLayout:
     class_scores: str = ""  # how class_logits_at is read; "": not offered
 
     @property
-    def anchors_per_position(self) -> tuple[int, ...]:
+    def anchors_per_location(self) -> tuple[int, ...]:
         return tuple(len(level) for level in self.cell_anchors)
 
 
 class DetectorTensors:
     """
-    What a detector offers of one batch. Every attribute is computed when it is first asked for, so
+    What a detector offers of one batch. Every attribute is computed when it is first read, so
     that a method pays for nothing that it does not use. An adapter's subclass defines those that
-    its detector has, and names them in its offers; asking for another is an error.
+    its detector has, or sets what is there already, and names them in its offers; asking for
+    another is an error.
     """
 
-    @property
+    @cached_property
     def features(self) -> list[Tensor]:
         """L x (N, C, Hl, Wl): the maps that the dense head reads, fine to coarse."""
         raise self._lacks("features")
 
-    @property
+    @cached_property
     def prediction_maps(self) -> list[Tensor]:
         """L x (N, A * K, Hl, Wl) logits of every location, to be read as layout.map_scores."""
         raise self._lacks("prediction_maps")
 
-    @property
+    @cached_property
     def anchors(self) -> list[Tensor]:
         """L x (Hl * Wl * A, 4) XYXY in input pixels; anchor points as squares of their stride."""
         raise self._lacks("anchors")
 
-    @property
+    @cached_property
     def gt_boxes(self) -> list[Tensor]:
         """N x (Gi, 4) XYXY in input pixels. Of a student alone."""
         raise self._lacks("gt_boxes")
 
-    @property
+    @cached_property
     def positives(self) -> Positives:
         """The student's own assignment. Of a student alone."""
         raise self._lacks("positives")
@@ -100,12 +118,12 @@ class DetectorTensors:
         """(P, 4) XYXY in input pixels: the boxes that the anchors predict, not clipped."""
         raise self._lacks("pred_boxes_at")
 
-    @property
+    @cached_property
     def box_query(self) -> BoxQuery:
-        """The boxes about which a two-stage head is asked, for head_predictions. MimicDet's."""
+        """The boxes that a two-stage head is run on, for head_predictions. MimicDet's."""
         raise self._lacks("box_query")
 
-    @property
+    @cached_property
     def head_predictions(self) -> HeadPredictions:
         """The S-head's outputs for the boxes of box_query. MimicDet's."""
         raise self._lacks("head_predictions")
@@ -139,14 +157,14 @@ def gather_at(maps: list[Tensor], dims: int, locations: Locations) -> Tensor:
     rows, order, start = [], [], 0
     for x in maps:
         batch, channels, height, width = x.shape
-        per_position = channels // dims
-        count = height * width * per_position
+        per_location = channels // dims
+        count = height * width * per_location
         inside = (locations.anchors >= start) & (locations.anchors < start + count)
         chosen = torch.nonzero(inside).squeeze(1)
         index = locations.anchors[chosen] - start
-        cell = torch.div(index, per_position, rounding_mode="floor")
-        split = x.view(batch, per_position, dims, height * width)
-        rows.append(split[locations.images[chosen], index % per_position, :, cell])
+        cell = torch.div(index, per_location, rounding_mode="floor")
+        split = x.view(batch, per_location, dims, height * width)
+        rows.append(split[locations.images[chosen], index % per_location, :, cell])
         order.append(chosen)
         start += count
     return torch.cat(rows)[torch.cat(order).argsort()]

@@ -89,7 +89,7 @@ class Atlas:
         x = torch.minimum(x.clamp(min=-1), places.width[..., None])
         y, x = y + self._tops_of(places.levels)[..., None], x + 1
         height, width = self.image.shape[-2:]
-        # grid_sample wants (x, y) in [-1, 1] of the picture's outer edges.
+        # grid_sample takes (x, y) in [-1, 1] of the picture's outer edges.
         grid = torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], dim=-1)
         sampled = F.grid_sample(self.image, grid, mode="bilinear", align_corners=False)
         return F.linear(sampled.transpose(1, 2).flatten(2), weight.flatten(1), bias)

@@ -20,7 +20,7 @@ def kept_by_nms(
         boxes: (N, M, 4) XYXY; scores: (N, M, K).
         score_thresh: only scores above it take part.
         nms_thresh: a box that overlaps a kept one by more (IoU) is dropped.
-        topk: how many boxes an image are wanted in the end: no more of a class need be kept. Not
+        topk: how many boxes an image are requested in the end: no more of a class need be kept. Not
             used here; ONNX's operator asks for it.
 
     Returns:
@@ -55,7 +55,7 @@ def _(boxes, scores, score_thresh, nms_thresh, topk):
 
 def onnx_translation(opset):
     """
-    The operator's body in ONNX, as torch.onnx.export's custom_translation_table wants it.
+    The operator's body in ONNX, as torch.onnx.export's custom_translation_table takes it.
 
     Args:
         opset: a module of onnxscript, e.g. onnxscript.opset18.

@@ -37,7 +37,7 @@ def optimize_for_inference(
         model: a Detectron2 model on its device.
         channels_last: memory layout of the convolutions' weights, which their maps follow.
         precision: "float32"; or "float16", "bfloat16": the backbone's weights and every dense
-            layer's arithmetic, while boxes, sampling positions and scores stay float32. MimicDet
+            layer's arithmetic, while boxes, sample points and scores stay float32. MimicDet
             alone.
         compile_backbone: let torch.compile work on backbone and refinement convolution, which
             takes about a minute at the first image and again where sizes differ. MimicDet alone.

@@ -32,11 +32,11 @@ resize (float[N, 3, H, W] images, int64[N, 2] image_sizes)
     old = Cast <to = 11> (flat_size)
     shortest = ReduceMin <keepdims = 1> (old)
     enlarge = Div (min_size, shortest)
-    wanted = Mul (old, enlarge)
-    longest = ReduceMax <keepdims = 1> (wanted)
+    enlarged = Mul (old, enlarge)
+    longest = ReduceMax <keepdims = 1> (enlarged)
     fit = Div (max_size, longest)
     limited = Min (fit, one)
-    fitted = Mul (wanted, limited)
+    fitted = Mul (enlarged, limited)
     shifted = Add (fitted, half)
     new = Floor (shifted)
     new_size = Cast <to = 7> (new)
@@ -140,7 +140,7 @@ def add_resize(model: "onnx.ModelProto", min_size: int, max_size: int) -> "onnx.
     outputs = [(f"detector/{x}", f"small_{x}") for x in OUTPUT_NAMES]
     outputs += [("scale", "scale"), ("limit", "limit")]
     after = compose.add_prefix(_model_like(core, _AFTER), "rescale/", rename_outputs=False)
-    outputs = [(name, f"rescale/{wanted}") for name, wanted in outputs]
+    outputs = [(name, f"rescale/{target}") for name, target in outputs]
     return compose.merge_models(whole, after, io_map=outputs, outputs=list(OUTPUT_NAMES))
 
 

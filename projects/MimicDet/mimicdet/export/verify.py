@@ -29,7 +29,7 @@ def sample_images(folder: str, input_format: str, at_most: int = 16) -> list[np.
     Pictures to verify with: (H, W, 3) uint8 in input_format.
 
     Args:
-        folder: its pictures; empty: some are drawn, of different sizes, and one is blank.
+        folder: its pictures; empty: some are made, of different sizes, and one is blank.
 
     Raises:
         UserError: there is no such folder, or no picture in it.
@@ -83,7 +83,7 @@ def verify(run: Runner, model: MimicDet, images: list[np.ndarray], metadata: dic
     batches = [[x] for x in images]
     if resize is None:
         batches += [list(pair) for pair in zip(images[::2], images[1::2])]
-    count, found = 0, 0
+    count, matched = 0, 0
     for batch in batches:
         expected = _eager(model, batch, resize)
         outputs = run(*to_batch(batch))
@@ -96,11 +96,11 @@ def verify(run: Runner, model: MimicDet, images: list[np.ndarray], metadata: dic
             if exact:
                 _check_equal(actual, instances, *limits)
             else:
-                found += _found_again(actual, instances)
-    if not exact and found < MIN_AGREEMENT * count:
+                matched += _count_matched(actual, instances)
+    if not exact and matched < MIN_AGREEMENT * count:
         raise UserError(
-            f"the file finds {found} of the eager model's {count} detections again (same class, "
-            f"IoU above 0.9); {MIN_AGREEMENT:.0%} are wanted"
+            f"the file finds {matched} of the eager model's {count} detections again (same class, "
+            f"IoU above 0.9); {MIN_AGREEMENT:.0%} are required"
         )
     return count
 
@@ -134,12 +134,12 @@ def _check_equal(
     score_error = (expected.scores[:, None] - scores).abs()
     alike = (box_error <= BOX_TOLERANCE) & (score_error <= SCORE_TOLERANCE)
     alike &= expected.pred_classes[:, None] == classes
-    for found, own, axis, who in (
+    for pairs, own, axis, who in (
         (alike, expected.scores, 1, "the file does not find what the model finds"),
         (alike, scores, 0, "the file finds what the model does not find"),
     ):
         limit = float(own.min()) if len(own) == topk else score_thresh
-        missing = ~found.any(dim=axis) & (own > limit + SCORE_TOLERANCE)
+        missing = ~pairs.any(dim=axis) & (own > limit + SCORE_TOLERANCE)
         if missing.any():
             raise UserError(
                 f"{who}: {int(missing.sum())} of {len(own)} objects, the first of score "
@@ -148,7 +148,7 @@ def _check_equal(
             )
 
 
-def _found_again(actual: list[torch.Tensor], expected: Instances) -> int:
+def _count_matched(actual: list[torch.Tensor], expected: Instances) -> int:
     boxes, _, classes, count = actual
     boxes, classes = boxes[: int(count)], classes[: int(count)]
     if not len(expected) or not len(boxes):

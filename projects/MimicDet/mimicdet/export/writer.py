@@ -37,7 +37,7 @@ class ExportOptions:
     precision: str = "float32"  # or "float16": see ExportableDetector
     include_resize: bool = False  # True: the graph resizes one image itself
     opset: int = DEFAULT_OPSET  # of ONNX
-    sample_images: str = ""  # folder of pictures to verify with; empty: drawn ones
+    sample_images: str = ""  # folder of pictures to verify with; empty: made ones
 
     def __post_init__(self) -> None:
         check_choice("--format", self.file_format, FORMATS)
@@ -73,7 +73,7 @@ def export_model(
     if not output.parent.is_dir():
         raise UserError(f"--output: there is no folder {str(output.parent)!r}")
     if options.file_format == "pt2" and output.suffix != ".pt2":
-        raise UserError(f"--output: torch.export wants a name in .pt2, got {output.name!r}")
+        raise UserError(f"--output: torch.export takes a name in .pt2, got {output.name!r}")
     if options.file_format == "onnx":
         check_installed("--format onnx", "onnx", "onnxscript", "onnxruntime")
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
@@ -117,11 +117,6 @@ def load_student(cfg: CfgNode) -> MimicDet:
             f"only MimicDet can be exported, MODEL.META_ARCHITECTURE is "
             f"{cfg.MODEL.META_ARCHITECTURE!r}"
         )
-    if cfg.MODEL.MIMICDET.EVAL_HEAD != "student" or not cfg.MODEL.MIMICDET.STUDENT.ENABLED:
-        raise UserError(
-            "only the student can be exported: MODEL.MIMICDET.EVAL_HEAD must be 'student' and "
-            "MODEL.MIMICDET.STUDENT.ENABLED True"
-        )
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to export")
     cfg = cfg.clone()
@@ -144,9 +139,9 @@ def check_content(path: Path, file_format: str, metadata: dict[str, Any]) -> Non
     """UserError where the file lacks its metadata, or holds a parameter of the T-head."""
     if read_metadata(path, file_format) != metadata:
         raise UserError(f"{path.name}: the metadata did not get into the file")
-    found = [name for name in tensor_names(path, file_format) if "roi_heads" in name]
-    if found:
-        raise UserError(f"{path.name}: the T-head got into the file: {found[0]}")
+    forbidden = [name for name in tensor_names(path, file_format) if "roi_heads" in name]
+    if forbidden:
+        raise UserError(f"{path.name}: the T-head got into the file: {forbidden[0]}")
 
 
 def tensor_names(path: Path, file_format: str) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 
@@ -50,22 +50,6 @@ class Proposals:
     locations: Tensor  # (N, M) int64 in [0, R)
     levels: Tensor  # (N, M) int64 in [0, L)
     valid: Tensor  # (N, M) bool; False: a filler, where an image has fewer boxes of some area
-
-    def to_instances(self, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
-        """The valid ones as RefinementModule.propose gives them."""
-        result = []
-        for i, size in enumerate(image_sizes):
-            valid = self.valid[i]
-            result.append(
-                Instances(
-                    size,
-                    proposal_boxes=Boxes(self.boxes[i, valid]),
-                    objectness_logits=self.objectness_logits[i, valid],
-                    locations=self.locations[i, valid],
-                    levels=self.levels[i, valid],
-                )
-            )
-        return result
 
 
 @dataclass(frozen=True)
@@ -127,7 +111,7 @@ class LabelledBoxes:
 
 @dataclass(frozen=True)
 class BoxQuery:
-    """Boxes that a student asks a teacher about: where, and on which level they were found."""
+    """Boxes that a student asks a teacher about: where, and on which level."""
 
     boxes: list[Tensor]  # N x (Bi, 4), XYXY in input pixels, detached
     levels: list[Tensor]  # N x (Bi,), int64 in [0, L)

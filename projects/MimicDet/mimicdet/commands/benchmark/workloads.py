@@ -10,7 +10,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...distillation import Distiller, HeadMimic, Term, build_adapter
+from ...distillation import Distiller, Term, build_adapter
+from ...distillation.methods.head_mimic import HeadMimic
 from ...modeling.meta_arch.mimicdet import MimicDet
 
 MODES = ("eval", "train")

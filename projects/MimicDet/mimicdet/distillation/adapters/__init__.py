@@ -1,25 +1,6 @@
-from .base import ADAPTER_REGISTRY, DetectorAdapter, build_adapter
-from .dense import (
-    ATSSAdapter,
-    DenseDetectorAdapter,
-    FCOSAdapter,
-    GFLAdapter,
-    MultiClassRPNAdapter,
-    RetinaNetAdapter,
-)
-from .mimicdet import MimicDetAdapter
-from .rcnn import GeneralizedRCNNAdapter
+"""Adapters of detectors. Importing a file here registers its adapters."""
 
-__all__ = [
-    "ADAPTER_REGISTRY",
-    "ATSSAdapter",
-    "DenseDetectorAdapter",
-    "DetectorAdapter",
-    "FCOSAdapter",
-    "GFLAdapter",
-    "GeneralizedRCNNAdapter",
-    "MimicDetAdapter",
-    "MultiClassRPNAdapter",
-    "RetinaNetAdapter",
-    "build_adapter",
-]
+from . import dense, mimicdet, rcnn
+from .base import ADAPTER_REGISTRY, DetectorAdapter, build_adapter
+
+__all__ = ["ADAPTER_REGISTRY", "DetectorAdapter", "build_adapter", "dense", "mimicdet", "rcnn"]

@@ -1,5 +1,6 @@
 """What makes a Detectron2 model a student or a teacher: one adapter a family of detectors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fvcore.common.registry import Registry
@@ -57,6 +58,32 @@ def build_adapter(model: nn.Module, input_format: str) -> DetectorAdapter:
     )
 
 
-def cell_anchors(generator: nn.Module) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """The anchors of one location of each level, XYXY about its centre in input pixels."""
-    return tuple(tuple(map(tuple, level.tolist())) for level in generator.cell_anchors)
+def layout_of(
+    model: nn.Module,
+    num_classes: int,
+    levels: Sequence[str],
+    anchor_generator: nn.Module,
+    input_format: str,
+    **scores: str,
+) -> DetectorLayout:
+    """
+    What a model with a backbone and an anchor generator tells of itself.
+
+    Args:
+        levels: names of the backbone's maps that it offers.
+        scores: map_scores and class_scores, where it offers them.
+    """
+    shapes = [model.backbone.output_shape()[name] for name in levels]
+    return DetectorLayout(
+        name=type(model).__name__,
+        num_classes=num_classes,
+        strides=tuple(s.stride for s in shapes),
+        channels=tuple(s.channels for s in shapes),
+        size_divisibility=model.backbone.size_divisibility,
+        cell_anchors=tuple(
+            tuple(map(tuple, level.tolist())) for level in anchor_generator.cell_anchors
+        ),
+        anchor_offset=anchor_generator.offset,
+        input_format=input_format,
+        **scores,
+    )

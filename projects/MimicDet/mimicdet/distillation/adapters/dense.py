@@ -13,30 +13,25 @@ from ..tensors import (
     JOINT,
     SIGMOID,
     SOFTMAX,
-    DetectorLayout,
     DetectorTensors,
     Locations,
     Positives,
     gather_at,
 )
-from .base import ADAPTER_REGISTRY, DetectorAdapter, cell_anchors
+from .base import ADAPTER_REGISTRY, DetectorAdapter, layout_of
 
 
 class DenseTeacherTensors(DetectorTensors):
-    """A dense detector's features, and its predictions where they are asked for."""
+    """A dense detector's features, and its predictions where they are read."""
 
     def __init__(self, adapter: "DenseDetectorAdapter", features: list[Tensor]):
         self._adapter = adapter
-        self._features = features
-
-    @property
-    def features(self) -> list[Tensor]:
-        return self._features
+        self.features = features
 
     @cached_property
     def predictions(self) -> list[list[Tensor]]:
         """The head's outputs, class logits and box deltas first: L x (N, A * dims, Hl, Wl) each."""
-        return self._adapter.model.head(self._features)
+        return self._adapter.model.head(self.features)
 
     @property
     def prediction_maps(self) -> list[Tensor]:
@@ -46,7 +41,7 @@ class DenseTeacherTensors(DetectorTensors):
 
     @cached_property
     def anchor_boxes(self) -> list[Boxes]:
-        return self._adapter.model.anchor_generator(self._features)
+        return self._adapter.model.anchor_generator(self.features)
 
     @property
     def anchors(self) -> list[Tensor]:
@@ -80,10 +75,7 @@ class DenseStudentTensors(DenseTeacherTensors):
         self.anchor_boxes = anchor_boxes
         self._labels = labels
         self._gt_instances = gt_instances
-
-    @property
-    def gt_boxes(self) -> list[Tensor]:
-        return [x.gt_boxes.tensor for x in self._gt_instances]
+        self.gt_boxes = [x.gt_boxes.tensor for x in gt_instances]
 
     @cached_property
     def positives(self) -> Positives:
@@ -110,16 +102,12 @@ class DenseDetectorAdapter(DetectorAdapter):
 
     def __init__(self, model: DenseDetector, input_format: str):
         super().__init__(model, input_format)
-        shapes = [model.backbone.output_shape()[f] for f in model.head_in_features]
-        self.layout = DetectorLayout(
-            name=type(model).__name__,
-            num_classes=model.num_classes,
-            strides=tuple(s.stride for s in shapes),
-            channels=tuple(s.channels for s in shapes),
-            size_divisibility=model.backbone.size_divisibility,
-            cell_anchors=cell_anchors(model.anchor_generator),
-            anchor_offset=model.anchor_generator.offset,
-            input_format=input_format,
+        self.layout = layout_of(
+            model,
+            model.num_classes,
+            model.head_in_features,
+            model.anchor_generator,
+            input_format,
             map_scores=self.map_scores,
             class_scores=self.class_scores,
         )
@@ -230,12 +218,4 @@ def find_positives(
         images.append(torch.full_like(positive, n))
         anchors.append(positive)
         first_object += len(gt)
-    index = torch.cat(objects)
-    return Positives(
-        images=torch.cat(images),
-        anchors=torch.cat(anchors),
-        objects=index,
-        gt_boxes=torch.cat([x.gt_boxes.tensor for x in gt_instances])[index],
-        gt_classes=torch.cat([x.gt_classes for x in gt_instances])[index],
-        num_objects=first_object,
-    )
+    return Positives.of(torch.cat(images), torch.cat(anchors), torch.cat(objects), gt_instances)

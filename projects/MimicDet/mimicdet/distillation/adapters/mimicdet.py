@@ -7,9 +7,8 @@ bounded whatever the size of the map:
 
 - prediction_maps are the refinement module's objectness;
 - positives are the refinement module's own assignment, one anchor a location;
-- class_logits_at and pred_boxes_at run the S-head at the anchors that are asked about, a few dozen
-  an image, beside the proposals; their boxes start from the adjusted anchor box of the detector
-  that is asked.
+- class_logits_at and pred_boxes_at run the S-head at the requested anchors, a few dozen an image,
+  beside the proposals; their boxes start from the adjusted anchor box of the same detector.
 """
 
 from functools import cached_property
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from ...modeling.meta_arch.mimicdet import MimicDet
 from ...modeling.structures import (
-    AnchorLabels,
     BoxQuery,
     HeadPredictions,
     RefinementPredictions,
@@ -29,12 +27,11 @@ from ...modeling.structures import (
 from ..tensors import (
     OBJECTNESS,
     SOFTMAX,
-    DetectorLayout,
     DetectorTensors,
     Locations,
     Positives,
 )
-from .base import ADAPTER_REGISTRY, DetectorAdapter, cell_anchors
+from .base import ADAPTER_REGISTRY, DetectorAdapter, layout_of
 
 
 class MimicDetTensors(DetectorTensors):
@@ -44,23 +41,19 @@ class MimicDetTensors(DetectorTensors):
 
     def __init__(self, model: MimicDet, features: list[Tensor], image_sizes: list[tuple[int, int]]):
         self._model = model
-        self._features = features
+        self.features = features
         self._image_sizes = image_sizes
         self._last: tuple[Locations, HeadPredictions] | None = None
 
     @property
-    def features(self) -> list[Tensor]:
-        return self._features
-
-    @property
     def prediction_maps(self) -> list[Tensor]:
-        sizes = [x.shape[-2:] for x in self._features]
+        sizes = [x.shape[-2:] for x in self.features]
         logits = self.refined.pred_objectness_logits.split([h * w for h, w in sizes], dim=1)
         return [x.unflatten(1, (1, *size)) for x, size in zip(logits, sizes)]
 
     @property
     def anchors(self) -> list[Tensor]:
-        return list(self.refined.anchors.split([x.shape[-2:].numel() for x in self._features]))
+        return list(self.refined.anchors.split([x.shape[-2:].numel() for x in self.features]))
 
     def class_logits_at(self, locations: Locations) -> Tensor:
         return self._s_head_at(locations).pred_class_logits
@@ -78,7 +71,7 @@ class MimicDetTensors(DetectorTensors):
                 locations.anchors[locations.images == n] for n in range(len(self._image_sizes))
             ]
             head = self._model.student_head
-            self._last = locations, head(self._features, self.refined.delta_maps, requested)
+            self._last = locations, head(self.features, self.refined.delta_maps, requested)
         return self._last[1]
 
 
@@ -92,30 +85,19 @@ class MimicDetStudentTensors(MimicDetTensors):
         super().__init__(model, step.features, step.image_sizes)
         self.refined = step.refined
         self._step = step
-
-    @property
-    def gt_boxes(self) -> list[Tensor]:
-        return [x.gt_boxes.tensor for x in self._step.gt_instances]
+        self.gt_boxes = [x.gt_boxes.tensor for x in step.gt_instances]
+        self.box_query = step.query
+        if step.student is not None:
+            self.head_predictions = step.student
 
     @cached_property
     def positives(self) -> Positives:
-        counts = [len(x) for x in self._step.gt_instances]
-        return _positives(
-            self._step.anchor_labels,
-            torch.cat(self.gt_boxes),
-            torch.cat([x.gt_classes for x in self._step.gt_instances]),
-            counts,
-        )
-
-    @property
-    def box_query(self) -> BoxQuery:
-        return self._step.query
-
-    @property
-    def head_predictions(self) -> HeadPredictions:
-        if self._step.student is None:
-            raise self._lacks("head_predictions")
-        return self._step.student
+        labels, gt_instances = self._step.anchor_labels, self._step.gt_instances
+        images, anchors = torch.nonzero(labels.labels == 1, as_tuple=True)
+        counts = [0, *(len(x) for x in gt_instances[:-1])]
+        first = torch.as_tensor(counts, device=images.device).cumsum(0)
+        objects = first[images] + labels.matched_idxs[images, anchors]
+        return Positives.of(images, anchors, objects, gt_instances)
 
     def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
         if self._step.teacher is None or query is not self._step.query:
@@ -124,7 +106,7 @@ class MimicDetStudentTensors(MimicDetTensors):
 
 
 class MimicDetTeacherTensors(MimicDetTensors):
-    """A frozen MimicDet: pyramid at once, refinement module and heads where they are asked for."""
+    """A frozen MimicDet: pyramid at once, refinement module and heads where they are read."""
 
     def __init__(
         self, model: MimicDet, maps: dict[str, Tensor], image_sizes: list[tuple[int, int]]
@@ -136,7 +118,7 @@ class MimicDetTeacherTensors(MimicDetTensors):
 
     @cached_property
     def refined(self) -> RefinementPredictions:
-        return self._model.proposal_generator.predict(self._features)
+        return self._model.proposal_generator.predict(self.features)
 
     def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
         return self._model.roi_heads.predict(self._maps, query.boxes, query.levels)
@@ -149,16 +131,12 @@ class MimicDetAdapter(DetectorAdapter):
     def __init__(self, model: MimicDet, input_format: str):
         super().__init__(model, input_format)
         module = model.proposal_generator
-        shapes = [model.backbone.output_shape()[f] for f in module.in_features]
-        self.layout = DetectorLayout(
-            name=type(model).__name__,
-            num_classes=model.num_classes,
-            strides=tuple(s.stride for s in shapes),
-            channels=tuple(s.channels for s in shapes),
-            size_divisibility=model.backbone.size_divisibility,
-            cell_anchors=cell_anchors(module.anchor_generator),
-            anchor_offset=module.anchor_generator.offset,
-            input_format=input_format,
+        self.layout = layout_of(
+            model,
+            model.num_classes,
+            module.in_features,
+            module.anchor_generator,
+            input_format,
             map_scores=OBJECTNESS,
             class_scores=SOFTMAX if model.student_head is not None else "",
         )
@@ -185,20 +163,3 @@ class MimicDetAdapter(DetectorAdapter):
         images = self.model.preprocess_image(batched_inputs)
         maps = self.model.backbone(images.tensor)
         return MimicDetTeacherTensors(self.model, maps, images.image_sizes)
-
-
-def _positives(
-    labels: AnchorLabels, gt_boxes: Tensor, gt_classes: Tensor, counts: list[int]
-) -> Positives:
-    """counts: objects of each image; gt_boxes (M, 4) and gt_classes (M,) image after image."""
-    images, anchors = torch.nonzero(labels.labels == 1, as_tuple=True)
-    first = torch.as_tensor([0, *counts[:-1]], device=images.device).cumsum(0)
-    objects = first[images] + labels.matched_idxs[images, anchors]
-    return Positives(
-        images=images,
-        anchors=anchors,
-        objects=objects,
-        gt_boxes=gt_boxes[objects],
-        gt_classes=gt_classes[objects],
-        num_objects=sum(counts),
-    )

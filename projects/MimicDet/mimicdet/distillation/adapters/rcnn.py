@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...utils.errors import UserError
-from ..tensors import DetectorLayout, DetectorTensors
-from .base import ADAPTER_REGISTRY, DetectorAdapter, cell_anchors
+from ..tensors import DetectorTensors
+from .base import ADAPTER_REGISTRY, DetectorAdapter, layout_of
 
 
 class RCNNTensors(DetectorTensors):
@@ -17,30 +17,21 @@ class RCNNTensors(DetectorTensors):
         self, model: nn.Module, features: dict[str, Tensor], gt_boxes: list[Tensor] | None = None
     ):
         self._model = model
-        self._features = [features[f] for f in model.proposal_generator.in_features]
-        self._gt_boxes = gt_boxes
-
-    @property
-    def features(self) -> list[Tensor]:
-        return self._features
+        self.features = [features[f] for f in model.proposal_generator.in_features]
+        if gt_boxes is not None:
+            self.gt_boxes = gt_boxes
 
     @cached_property
     def anchors(self) -> list[Tensor]:
         generator = self._model.proposal_generator.anchor_generator
-        return [x.tensor for x in generator(self._features)]
-
-    @property
-    def gt_boxes(self) -> list[Tensor]:
-        if self._gt_boxes is None:
-            raise self._lacks("gt_boxes")
-        return self._gt_boxes
+        return [x.tensor for x in generator(self.features)]
 
 
 @ADAPTER_REGISTRY.register()
 class GeneralizedRCNNAdapter(DetectorAdapter):
     """
     Faster R-CNN and its kin, with an RPN: the levels of MODEL.RPN.IN_FEATURES and its anchors. Its
-    RPN draws its positives at random and its head scores proposals, so neither is offered.
+    RPN samples its positives at random and its head scores proposals, so neither is offered.
     """
 
     teacher_offers = frozenset({"features", "anchors"})
@@ -51,16 +42,12 @@ class GeneralizedRCNNAdapter(DetectorAdapter):
         rpn = model.proposal_generator
         if rpn is None or not hasattr(rpn, "anchor_generator"):
             raise UserError(f"{type(model).__name__} without an RPN has no anchors to distil by")
-        shapes = [model.backbone.output_shape()[f] for f in rpn.in_features]
-        self.layout = DetectorLayout(
-            name=type(model).__name__,
-            num_classes=model.roi_heads.num_classes,
-            strides=tuple(s.stride for s in shapes),
-            channels=tuple(s.channels for s in shapes),
-            size_divisibility=model.backbone.size_divisibility,
-            cell_anchors=cell_anchors(rpn.anchor_generator),
-            anchor_offset=rpn.anchor_generator.offset,
-            input_format=input_format,
+        self.layout = layout_of(
+            model,
+            model.roi_heads.num_classes,
+            rpn.in_features,
+            rpn.anchor_generator,
+            input_format,
         )
 
     def forward_training(

@@ -7,13 +7,16 @@ from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from ..tensors import DetectorTensors
+from ..tensors import DetectorLayout, DetectorTensors
 
 DISTILLATION_REGISTRY = Registry("DISTILLATION")
 DISTILLATION_REGISTRY.__doc__ = """
 Distillation methods: called as method(cfg, student_layout, teacher_layout). A method that defines
 default_config has a node DISTILLATION.<its name> in every config made after its registration.
 """
+
+# Keys that every method has: default_config may set the first, see config.add_distillation_config.
+SCHEDULE = ("LOSS_WEIGHT", "WARMUP_ITERS", "STOP_ITER")
 
 
 class DistillationMethod(nn.Module):
@@ -38,9 +41,21 @@ class DistillationMethod(nn.Module):
     def default_config(cls) -> CfgNode | None:
         """
         Its own settings with their defaults; None: it is no method of DISTILLATION.METHODS. The
-        keys LOSS_WEIGHT (default 1.0), WARMUP_ITERS and STOP_ITER join them by themselves.
+        keys of SCHEDULE join them by themselves.
         """
         return None
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, student: DetectorLayout, teacher: DetectorLayout
+    ) -> dict[str, Any]:
+        """
+        For a constructor under Detectron2's @configurable: the keys of default_config as arguments
+        in lower case, and the two layouts as student and teacher.
+        """
+        keys = settings_of(cfg, cls)
+        settings = {key.lower(): value for key, value in keys.items() if key not in SCHEDULE}
+        return {**settings, "student": student, "teacher": teacher}
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         """The losses of loss_names, not weighted. The teacher's tensors carry no gradient."""

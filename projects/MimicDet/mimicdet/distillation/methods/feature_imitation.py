@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ...utils.errors import check_choice
 from ..losses import masked_feature_loss
-from ..masks import box_masks, location_masks
-from ..tensors import DetectorLayout, DetectorTensors
-from .base import DISTILLATION_REGISTRY, settings_of
+from ..masks import location_masks
+from ..tensors import DetectorTensors
+from .base import DISTILLATION_REGISTRY
 from .feature_method import FeatureMethod, feature_settings
 
 MASKS = ("all", "positives", "negatives", "boxes")
@@ -21,26 +21,16 @@ class FeatureImitation(FeatureMethod):
     loss_names = ("loss_feature",)
 
     @configurable
-    def __init__(
-        self,
-        *,
-        mask: str,
-        strides: tuple[int, ...],
-        anchors_per_position: tuple[int, ...],
-        **kwargs,
-    ):
+    def __init__(self, *, mask: str, **kwargs):
         """
         Args:
             mask: one of MASKS. "positives": locations with a positive anchor by the student's
                 assignment; "negatives": all others; "boxes": inside ground-truth boxes.
-            strides, anchors_per_position: of the student's levels.
             kwargs: see FeatureMethod.
         """
         super().__init__(**kwargs)
         check_choice("DISTILLATION.FeatureImitation.MASK", mask, MASKS)
         self.mask = mask
-        self.strides = strides
-        self.anchors_per_position = anchors_per_position
         if mask == "boxes":
             self.needs_student |= {"gt_boxes"}
         elif mask != "all":
@@ -55,16 +45,6 @@ class FeatureImitation(FeatureMethod):
         node.MASK = "all"
         return node
 
-    @classmethod
-    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
-        settings = settings_of(cfg, cls)
-        return {
-            **cls.feature_arguments(settings, student, teacher),
-            "mask": settings.MASK,
-            "strides": student.strides,
-            "anchors_per_position": student.anchors_per_position,
-        }
-
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         pairs = self.feature_pairs(student, teacher)
         return {"loss_feature": masked_feature_loss(pairs, self._masks(student))}
@@ -72,13 +52,14 @@ class FeatureImitation(FeatureMethod):
     def _masks(self, student: DetectorTensors) -> list[Tensor] | list[None]:
         if self.mask == "all":
             return [None] * len(self.levels)
-        sizes = [tuple(x.shape[-2:]) for x in student.features]
         if self.mask == "boxes":
-            return [
-                box_masks(student.gt_boxes, sizes[level], self.strides[level])
-                for level in self.levels
-            ]
-        num_images = len(student.features[0])
-        masks = location_masks(student.positives, num_images, sizes, self.anchors_per_position)
+            return [self.box_mask(student, level) for level in self.levels]
+        sizes = [tuple(x.shape[-2:]) for x in student.features]
+        masks = location_masks(
+            student.positives,
+            len(student.features[0]),
+            sizes,
+            self.student_layout.anchors_per_location,
+        )
         masks = [masks[level] for level in self.levels]
         return masks if self.mask == "positives" else [~mask for mask in masks]

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 
 from ...utils.errors import UserError
+from ..masks import box_masks
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DistillationMethod
 
@@ -33,46 +34,41 @@ class FeatureMethod(DistillationMethod):
     def __init__(
         self,
         *,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
+        student: DetectorLayout,
+        teacher: DetectorLayout,
         adaptation: bool,
         adaptation_kernel: int,
         levels: Sequence[int],
     ):
         """
         Args:
-            student_channels, teacher_channels: of all levels.
+            student, teacher: the two detectors.
             adaptation, adaptation_kernel, levels: see feature_settings.
         """
         super().__init__()
+        self.student_layout = student
+        count = len(student.channels)
         name = f"DISTILLATION.{type(self).__name__}"
-        self.levels = list(levels) or list(range(len(student_channels)))
-        outside = [x for x in self.levels if not 0 <= x < len(student_channels)]
+        self.levels = list(levels) or list(range(count))
+        outside = [x for x in self.levels if not 0 <= x < count]
         if outside or len(set(self.levels)) < len(self.levels):
             raise UserError(
-                f"{name}.LEVELS {list(levels)} must be different numbers from 0 to "
-                f"{len(student_channels) - 1}"
+                f"{name}.LEVELS {list(levels)} must be different numbers from 0 to {count - 1}"
             )
         if adaptation_kernel < 1 or adaptation_kernel % 2 == 0:
             raise UserError(f"{name}.ADAPTATION_KERNEL must be odd, got {adaptation_kernel}")
         self.agrees_on = frozenset({"levels"} if adaptation else {"levels", "channels"})
-        pairs = list(zip(student_channels, teacher_channels)) if adaptation else []
+        pairs = list(zip(student.channels, teacher.channels)) if adaptation else []
         self.adaptation = nn.ModuleDict()
         for level in [x for x in self.levels if x < len(pairs)]:
             conv = nn.Conv2d(*pairs[level], adaptation_kernel, padding=adaptation_kernel // 2)
             weight_init.c2_xavier_fill(conv)
             self.adaptation[str(level)] = conv
 
-    @staticmethod
-    def feature_arguments(settings: CN, student: DetectorLayout, teacher: DetectorLayout) -> dict:
-        """The constructor's arguments from the keys of feature_settings."""
-        return {
-            "student_channels": student.channels,
-            "teacher_channels": teacher.channels,
-            "adaptation": settings.ADAPTATION,
-            "adaptation_kernel": settings.ADAPTATION_KERNEL,
-            "levels": settings.LEVELS,
-        }
+    def box_mask(self, student: DetectorTensors, level: int) -> Tensor:
+        """See masks.box_masks."""
+        height, width = student.features[level].shape[-2:]
+        return box_masks(student.gt_boxes, (height, width), self.student_layout.strides[level])
 
     def feature_pairs(
         self, student: DetectorTensors, teacher: DetectorTensors

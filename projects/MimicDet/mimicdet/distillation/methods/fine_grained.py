@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ...utils.errors import UserError, check_choice
 from ..losses import fine_grained_loss
-from ..masks import box_masks, near_object_masks
-from ..tensors import DetectorLayout, DetectorTensors
-from .base import DISTILLATION_REGISTRY, settings_of
+from ..masks import near_object_masks
+from ..tensors import DetectorTensors
+from .base import DISTILLATION_REGISTRY
 from .feature_method import FeatureMethod, feature_settings
 
 REGIONS = ("near_objects", "iou_threshold", "all", "boxes")
@@ -26,19 +26,10 @@ class FineGrained(FeatureMethod):
     loss_names = ("loss_fine_grained",)
 
     @configurable
-    def __init__(
-        self,
-        *,
-        region: str,
-        psi: float,
-        iou_threshold: float,
-        strides: tuple[int, ...],
-        **kwargs,
-    ):
+    def __init__(self, *, region: str, psi: float, iou_threshold: float, **kwargs):
         """
         Args:
             region: one of REGIONS; psi, iou_threshold: of the first two, see near_object_masks.
-            strides: of the student's levels.
             kwargs: see FeatureMethod.
         """
         super().__init__(**kwargs)
@@ -49,7 +40,6 @@ class FineGrained(FeatureMethod):
         self.region = region
         self.psi = psi if region == "near_objects" else None
         self.iou_threshold = iou_threshold
-        self.strides = strides
         if region != "all":
             self.needs_student |= {"gt_boxes"}
         if region in ("near_objects", "iou_threshold"):
@@ -68,17 +58,6 @@ class FineGrained(FeatureMethod):
         node.IOU_THRESHOLD = 0.5
         return node
 
-    @classmethod
-    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
-        settings = settings_of(cfg, cls)
-        return {
-            **cls.feature_arguments(settings, student, teacher),
-            "region": settings.REGION,
-            "psi": settings.PSI,
-            "iou_threshold": settings.IOU_THRESHOLD,
-            "strides": student.strides,
-        }
-
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         masks = [self._mask(student, level) for level in self.levels]
         loss = fine_grained_loss(self.feature_pairs(student, teacher), masks)
@@ -90,7 +69,7 @@ class FineGrained(FeatureMethod):
         if self.region == "all":
             return x.new_ones((len(x), height, width), dtype=torch.bool)
         if self.region == "boxes":
-            return box_masks(student.gt_boxes, (height, width), self.strides[level])
+            return self.box_mask(student, level)
         return near_object_masks(
             student.anchors[level],
             student.gt_boxes,

@@ -5,8 +5,8 @@ from detectron2.config import configurable
 from torch import Tensor
 
 from ..losses import prediction_guided_loss
-from ..tensors import DetectorLayout, DetectorTensors
-from .base import DISTILLATION_REGISTRY, settings_of
+from ..tensors import DetectorTensors
+from .base import DISTILLATION_REGISTRY
 from .feature_method import FeatureMethod, feature_settings
 
 
@@ -38,12 +38,6 @@ class PredictionGuided(FeatureMethod):
         # True: P_dif is a weight and carries no gradient. Not in the paper.
         node.DETACH_WEIGHT = True
         return node
-
-    @classmethod
-    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
-        settings = settings_of(cfg, cls)
-        arguments = cls.feature_arguments(settings, student, teacher)
-        return {**arguments, "detach_weight": settings.DETACH_WEIGHT}
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         # map_scores are sigmoids of one kind or another on every detector that has such maps.

@@ -8,7 +8,7 @@ from ...modeling.boxes import aligned_iou
 from ...utils.errors import UserError, check_choice
 from ..losses import rank_loss
 from ..tensors import DetectorLayout, DetectorTensors, Positives, scores
-from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
+from .base import DISTILLATION_REGISTRY, DistillationMethod
 
 SCORES = ("probability", "logit")
 
@@ -36,7 +36,7 @@ class RankMimicking(DistillationMethod):
         """
         super().__init__()
         name = "DISTILLATION.RankMimicking"
-        check_choice("DISTILLATION.RankMimicking.CLASS_SCORES", class_scores, SCORES)
+        check_choice(f"{name}.CLASS_SCORES", class_scores, SCORES)
         if not (class_rank or box_rank):
             raise UserError(f"{name}.CLASS_RANK and BOX_RANK are both False")
         self.class_rank, self.box_rank = class_rank, box_rank
@@ -63,11 +63,8 @@ class RankMimicking(DistillationMethod):
 
     @classmethod
     def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
-        settings = settings_of(cfg, cls)
         return {
-            "class_rank": settings.CLASS_RANK,
-            "box_rank": settings.BOX_RANK,
-            "class_scores": settings.CLASS_SCORES,
+            **super().from_config(cfg, student, teacher),
             "student": student.class_scores,
             "teacher": teacher.class_scores,
         }

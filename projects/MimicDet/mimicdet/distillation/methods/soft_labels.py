@@ -7,7 +7,7 @@ from torch import Tensor
 from ...utils.errors import UserError, check_choice
 from ..losses import soft_label_loss
 from ..tensors import DetectorLayout, DetectorTensors
-from .base import DISTILLATION_REGISTRY, DistillationMethod, settings_of
+from .base import DISTILLATION_REGISTRY, DistillationMethod
 
 SAMPLES = ("positives", "all")
 
@@ -19,11 +19,13 @@ class SoftLabels(DistillationMethod):
     loss_names = ("loss_soft_labels",)
 
     @configurable
-    def __init__(self, *, temperature: float, samples: str, reading: str):
+    def __init__(
+        self, *, temperature: float, samples: str, student: DetectorLayout, teacher: DetectorLayout
+    ):
         """
         Args:
             temperature: T of Eq. 2; samples: "positives" or "all".
-            reading: how logits at the positives are read, see DetectorLayout.class_scores.
+            student, teacher: the two detectors; they must read their scores alike.
         """
         super().__init__()
         check_choice("DISTILLATION.SoftLabels.SAMPLES", samples, SAMPLES)
@@ -33,8 +35,8 @@ class SoftLabels(DistillationMethod):
             )
         self.temperature = temperature
         self.samples = samples
-        self.reading = reading
         everywhere = samples == "all"
+        self.reading = "" if everywhere else student.class_scores
         needs = {"prediction_maps" if everywhere else "class_logits_at"}
         self.needs_student, self.needs_teacher = frozenset(needs | {"positives"}), frozenset(needs)
         self.agrees_on = frozenset(
@@ -50,15 +52,6 @@ class SoftLabels(DistillationMethod):
         # Either way the sum is divided by the number of positives. Not in the paper.
         node.SAMPLES = "positives"
         return node
-
-    @classmethod
-    def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
-        settings = settings_of(cfg, cls)
-        return {
-            "temperature": settings.TEMPERATURE,
-            "samples": settings.SAMPLES,
-            "reading": student.class_scores if settings.SAMPLES == "positives" else "",
-        }
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         positives = student.positives

@@ -157,7 +157,7 @@ class StudentHead(nn.Module):
     def pyramid(
         self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
     ) -> PyramidReader:
-        """The way that the head reads its maps; arguments as of forward."""
+        """How the head reads its maps; arguments as of forward."""
         if self.detach_guidance:
             delta_maps = [x.detach() for x in delta_maps]
         reader = SparsePyramid if self.sparse else DensePyramid

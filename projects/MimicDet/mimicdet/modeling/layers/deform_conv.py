@@ -4,7 +4,7 @@ Deformable convolution, and the one rule which implementation runs it.
 Detectron2's kernels run where they can: on CUDA, when Detectron2 was built with CUDA, on float32.
 Everywhere else torchvision's do (Detectron2 has no backward on a CPU). Both have the same weights
 and the same order of offsets; tests hold them to each other at 1e-5. Half precision is computed in
-float32: sampling positions need the digits.
+float32: sample points need the digits.
 """
 
 from functools import cache

@@ -1,7 +1,9 @@
 """What must hold between the keys of a MimicDet; each line names the key."""
 
 import difflib
+from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -20,6 +22,7 @@ from .mimicdet import MimicDet
 # Keys of Detectron2's two-stage detectors that change nothing here: the value that tells what a
 # MimicDet does, and why there is no other.
 FIXED = {
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RefinementModule", "it is a part of the design (3.2)"),
     "MODEL.MASK_ON": (False, "it has no mask head"),
     "MODEL.KEYPOINT_ON": (False, "it has no keypoint head"),
     "MODEL.LOAD_PROPOSALS": (False, "the proposals are the refinement module's"),
@@ -34,6 +37,30 @@ FIXED = {
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False, "the heads train on the proposals"),
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False, "the class loss is a softmax over all classes"),
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False, "the class loss is a softmax over all classes"),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (
+        False,
+        "ground-truth boxes have no location in the S-head's map",
+    ),
+}
+
+# What a value must do, and whether it does.
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "MODEL.MIMICDET.STUDENT.HARD_MINING_TOPK": ("be at least 1", lambda x: x >= 1),
+    "MODEL.MIMICDET.STUDENT.MAX_REG_POSITIVES": ("be at least 1", lambda x: x >= 1),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("be at least 1", lambda x: x >= 1),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": ("be at least 1", lambda x: x >= 1),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": ("be at least 1", lambda x: x >= 1),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": ("lie in [0, 1]", lambda x: 0 <= x <= 1),
+    "MODEL.MIMICDET.REFINEMENT.CENTER_RATIO": ("lie in (0, 1]", lambda x: 0 < x <= 1),
+    "MODEL.MIMICDET.REFINEMENT.PRIOR_PROB": ("lie between 0 and 1", lambda x: 0 < x < 1),
+    "MODEL.MIMICDET.REFINEMENT.SCALE_RANGE": (
+        "be two numbers that ascend above 0",
+        lambda x: len(x) == 2 and 0 < x[0] < x[1],
+    ),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": (
+        "be [[1.0]], one square anchor a location (3.2)",
+        lambda x: all(list(ratios) == [1.0] for ratios in x),
+    ),
 }
 
 
@@ -86,17 +113,27 @@ def check_mimicdet(cfg) -> list[str]:
     """Every contradiction in the config of a MimicDet, or of a class that extends it."""
     if not is_mimicdet(cfg):
         return []
-    checks = (_check_fixed, _check_switches, _check_levels, _check_heads, _check_numbers)
+    checks = (_check_values, _check_switches, _check_levels, _check_heads)
     return [problem for check in checks for problem in check(cfg)]
 
 
-def _check_fixed(cfg) -> list[str]:
-    values = {key: reduce(getattr, key.split("."), cfg) for key in FIXED}
+def _check_values(cfg) -> list[str]:
+    values = {key: reduce(getattr, key.split("."), cfg) for key in (*FIXED, *RULES)}
     problems = [
         f"{key} must be {value!r}, got {values[key]!r}: {reason}"
         for key, (value, reason) in FIXED.items()
         if values[key] != value
     ]
+    problems += [
+        f"{key} must {rule}, got {values[key]!r}"
+        for key, (rule, holds) in RULES.items()
+        if not holds(values[key])
+    ]
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
+        problems.append(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: 0 takes the number "
+            "from the data, which mimicdet.data.register_datasets(cfg) does before building"
+        )
     rpn = cfg.MODEL.RPN
     if rpn.PRE_NMS_TOPK_TEST < rpn.POST_NMS_TOPK_TEST:
         problems.append(
@@ -141,11 +178,6 @@ def _check_switches(cfg) -> list[str]:
 def _check_levels(cfg) -> list[str]:
     low, high = cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES
     problems = []
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RefinementModule":
-        problems.append(
-            "MODEL.PROPOSAL_GENERATOR.NAME must be RefinementModule, got "
-            f"{cfg.MODEL.PROPOSAL_GENERATOR.NAME!r}"
-        )
     if cfg.MODEL.MIMICDET.TEACHER.ENABLED and len(low) != len(high):
         problems.append(
             f"MODEL.ROI_HEADS.IN_FEATURES {list(high)} must pair one to one with "
@@ -161,12 +193,6 @@ def _check_levels(cfg) -> list[str]:
         problems.append(
             f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} must ascend, as the levels of "
             f"MODEL.RPN.IN_FEATURES {list(low)} do"
-        )
-    ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
-    if any(list(x) != [1.0] for x in ratios):
-        problems.append(
-            f"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must be [[1.0]], got {ratios}: there is one "
-            "anchor a location, a square (3.2)"
         )
     if len(cfg.MODEL.MIMICDET.STUDENT.KERNEL_SIZES) != len(low):
         problems.append(
@@ -196,49 +222,4 @@ def _check_heads(cfg) -> list[str]:
                 f"MODEL.MIMICDET.STUDENT.FEATURE_DIM {keys.STUDENT.FEATURE_DIM} must equal "
                 f"MODEL.ROI_BOX_HEAD.FC_DIM {cfg.MODEL.ROI_BOX_HEAD.FC_DIM} to be mimicked"
             )
-    return problems
-
-
-def _check_numbers(cfg) -> list[str]:
-    keys = cfg.MODEL.MIMICDET
-    problems = []
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
-        problems.append(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: 0 takes the number "
-            "from the data, which mimicdet.data.register_datasets(cfg) does before building"
-        )
-    positive = {
-        "MODEL.MIMICDET.STUDENT.HARD_MINING_TOPK": keys.STUDENT.HARD_MINING_TOPK,
-        "MODEL.MIMICDET.STUDENT.MAX_REG_POSITIVES": keys.STUDENT.MAX_REG_POSITIVES,
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
-        "MODEL.RPN.POST_NMS_TOPK_TRAIN": cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
-    }
-    problems += [f"{key} must be at least 1, got {v}" for key, v in positive.items() if v < 1]
-    scales = keys.REFINEMENT.SCALE_RANGE
-    if len(scales) != 2 or not 0 < scales[0] < scales[1]:
-        problems.append(
-            "MODEL.MIMICDET.REFINEMENT.SCALE_RANGE must be two numbers that ascend above 0, got "
-            f"{scales}"
-        )
-    if not 0 < keys.REFINEMENT.PRIOR_PROB < 1:
-        problems.append(
-            "MODEL.MIMICDET.REFINEMENT.PRIOR_PROB must lie between 0 and 1, got "
-            f"{keys.REFINEMENT.PRIOR_PROB}"
-        )
-    if not 0 < keys.REFINEMENT.CENTER_RATIO <= 1:
-        problems.append(
-            "MODEL.MIMICDET.REFINEMENT.CENTER_RATIO must lie in (0, 1], got "
-            f"{keys.REFINEMENT.CENTER_RATIO}"
-        )
-    if not 0 <= cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION <= 1:
-        problems.append(
-            "MODEL.ROI_HEADS.POSITIVE_FRACTION must lie in [0, 1], got "
-            f"{cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION}"
-        )
-    if cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
-        problems.append(
-            "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT must be False: ground-truth boxes have no position "
-            "in the S-head's map"
-        )
     return problems

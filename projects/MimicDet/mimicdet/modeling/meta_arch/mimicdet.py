@@ -218,8 +218,8 @@ class MimicDet(nn.Module):
         graph_pyramid: type[PyramidReader] | None = None,
     ) -> ModelOutputs:
         """
-        From maps to predictions in evaluation: the one way that detection, pictures and exported
-        graphs go (4.2).
+        From maps to predictions in evaluation: the one data flow of detection, pictures and
+        exported graphs (4.2).
 
         Args:
             features: the backbone's maps by name.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class TowerHead(nn.Module):
-    """Tower to class logits; tower to box values and, if asked for, a centre-ness logit."""
+    """Tower to class logits; tower to box values and, if requested, a centre-ness logit."""
 
     @configurable
     def __init__(

@@ -46,7 +46,7 @@ def draw_proposals(
         iou_threshold: IoU that makes a proposal a hit.
 
     Returns:
-        uint8 RGB array of shape (H, 2W, 3). EventStorage.put_image wants it as (3, H, 2W).
+        uint8 RGB array of shape (H, 2W, 3). EventStorage.put_image takes (3, H, 2W).
 
     Raises:
         ValueError: `image` is not (3, H, W).

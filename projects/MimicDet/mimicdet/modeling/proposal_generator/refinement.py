@@ -11,7 +11,8 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, check_choice
+from ..backbone.pyramid import level_shapes
 from ..losses import box_l1_loss, objectness_loss
 from ..postprocess import apply_deltas, clip_to_images, rank_proposals, select_proposals
 from ..structures import AnchorLabels, Proposals, RefinementPredictions
@@ -63,11 +64,9 @@ class RefinementModule(nn.Module):
             loss_weights: of (objectness, box) loss.
         """
         super().__init__()
-        if cls_normalizer not in ("positives", "anchors"):
-            raise UserError(
-                "MODEL.MIMICDET.REFINEMENT.CLS_NORMALIZER must be 'positives' or 'anchors', got "
-                f"{cls_normalizer!r}"
-            )
+        check_choice(
+            "MODEL.MIMICDET.REFINEMENT.CLS_NORMALIZER", cls_normalizer, ("positives", "anchors")
+        )
         if list(anchor_generator.num_anchors) != [1] * len(strides):
             raise UserError(
                 "MODEL.ANCHOR_GENERATOR must give one anchor a location on each level of "
@@ -97,15 +96,8 @@ class RefinementModule(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         in_features = cfg.MODEL.RPN.IN_FEATURES
-        missing = [f for f in in_features if f not in input_shape]
-        if missing:
-            raise UserError(
-                f"MODEL.RPN.IN_FEATURES names {missing}, the backbone gives {list(input_shape)}"
-            )
-        shapes = [input_shape[f] for f in in_features]
+        shapes = level_shapes("MODEL.RPN.IN_FEATURES", in_features, input_shape)
         strides = [shape.stride for shape in shapes]
-        if any(b <= a for a, b in zip(strides, strides[1:])):
-            raise UserError(f"MODEL.RPN.IN_FEATURES {in_features} must go from fine to coarse")
         conv_dims = cfg.MODEL.RPN.CONV_DIMS
         if len(conv_dims) != 1:
             raise UserError(f"MODEL.RPN.CONV_DIMS must hold one number (3.2), got {conv_dims}")
@@ -286,18 +278,20 @@ class RefinementModule(nn.Module):
             N Instances of proposal_boxes (Ri, 4) clipped to the image, objectness_logits (Ri,),
             locations (Ri,) in [0, R) and levels (Ri,) in [0, L); best objectness first.
         """
+        boxes = self.adjusted_boxes(predictions, image_sizes)
+        logits = predictions.pred_objectness_logits.float()
         if not self.training:
-            return self.top_proposals(predictions, image_sizes).to_instances(image_sizes)
-        if not torch.isfinite(predictions.pred_anchor_deltas).all():
+            best, valid = rank_proposals(boxes, logits, self.post_nms_topk[False])
+            selected = [locations[usable] for locations, usable in zip(best, valid)]
+        elif torch.isfinite(predictions.pred_anchor_deltas).all():
+            selected = select_proposals(
+                boxes, logits, self.post_nms_topk[True], self.nms_thresh, self.pre_nms_topk
+            )
+        else:
             raise FloatingPointError(
                 "The refinement module predicts boxes that are not finite: training has diverged."
                 " Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS."
             )
-        boxes = self.adjusted_boxes(predictions, image_sizes)
-        logits = predictions.pred_objectness_logits.float()
-        selected = select_proposals(
-            boxes, logits, self.post_nms_topk[True], self.nms_thresh, self.pre_nms_topk
-        )
         return [
             Instances(
                 size,
