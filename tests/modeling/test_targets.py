@@ -5,7 +5,6 @@ import random
 
 import pytest
 import torch
-from detectron2.structures import Instances
 
 from mimicdet.modeling.heads.labels import ProposalSampling
 from mimicdet.modeling.targets import assign_anchors, mine_hard, responsible_levels, sample
@@ -228,9 +227,8 @@ def test_a_gap_between_levels_is_nobodys():
 
 
 def sample_labels(classes, num_samples, positive_fraction, num_classes):
-    proposals = Instances((1, 1), gt_classes=classes)
     sampling = ProposalSampling(None, num_classes, num_samples, positive_fraction)
-    return sampling.sample([proposals])[0]
+    return sampling.sample([classes])[0]
 
 
 def classes_with(positives, negatives, ignored, num_classes=4):

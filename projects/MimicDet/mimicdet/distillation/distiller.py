@@ -110,26 +110,15 @@ class Distiller(nn.Module):
             if term.stopped(iteration):
                 _add(losses, term.method.stopped(self.student.device), term, iteration)
                 continue
-            teacher = self._teacher(term, batched_inputs, student, seen)
+            if term.teacher is not None and term.teacher not in seen:
+                seen[term.teacher] = term.teacher(batched_inputs)
+            teacher = student if term.teacher is None else seen[term.teacher]
             result = term.method(student, teacher)
             _add(losses, result, term, iteration)
             if storage:  # metrics make the CPU wait for a GPU
                 metrics = term.labelled(term.method.metrics(result))
                 storage.put_scalars(**metrics, smoothing_hint=True)
         return losses
-
-    @staticmethod
-    def _teacher(
-        term: Term,
-        batched_inputs: list[dict[str, Any]],
-        student: DetectorTensors,
-        seen: dict[FrozenTeacher, DetectorTensors],
-    ) -> DetectorTensors:
-        if term.teacher is None:
-            return student
-        if term.teacher not in seen:
-            seen[term.teacher] = term.teacher(batched_inputs)
-        return seen[term.teacher]
 
     @property
     def teachers(self) -> list[FrozenTeacher]:

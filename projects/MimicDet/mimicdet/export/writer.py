@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import nn
 
 from ..checkpoint import load_weights
 from ..checkpoint.registry import file_sha256
@@ -124,15 +123,10 @@ def load_student(cfg: CfgNode) -> MimicDet:
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()
     load_weights(model, cfg.MODEL.WEIGHTS)
-    check_finite(model, cfg.MODEL.WEIGHTS)
-    return model
-
-
-def check_finite(model: nn.Module, path: str) -> None:
-    """UserError that names the first parameter or buffer with a NaN or an infinity."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path}: {name} holds values that are not finite")
+            raise UserError(f"{cfg.MODEL.WEIGHTS}: {name} holds values that are not finite")
+    return model
 
 
 def check_content(path: Path, file_format: str, metadata: dict[str, Any]) -> None:

@@ -74,10 +74,9 @@ class FeatureMethod(DistillationMethod):
         self, student: DetectorTensors, teacher: DetectorTensors
     ) -> list[tuple[Tensor, Tensor]]:
         """Of each level in self.levels (student's, adapted; teacher's), both (N, C, Hl, Wl)."""
-        return [
-            (self._adapted(student.features[level], level), teacher.features[level])
-            for level in self.levels
-        ]
-
-    def _adapted(self, x: Tensor, level: int) -> Tensor:
-        return self.adaptation[str(level)](x) if self.adaptation else x
+        pairs = []
+        for level in self.levels:
+            x = student.features[level]
+            x = self.adaptation[str(level)](x) if self.adaptation else x
+            pairs.append((x, teacher.features[level]))
+        return pairs

@@ -1,7 +1,5 @@
 """MimicDet's own method: cosine similarity of the two heads' features (3.4, Eq. 1)."""
 
-from dataclasses import replace
-
 from detectron2.config import configurable
 from torch import Tensor
 
@@ -34,10 +32,15 @@ class HeadMimic(DistillationMethod):
             detach_teacher: no gradient reaches the teacher. Not in the paper, which leaves it open.
         """
         super().__init__()
-        self.dual_path = dual_path
         self.detach_teacher = detach_teacher
-        branches = ("cls", "loc") if dual_path else ("shared",)
-        self.loss_names = tuple(f"loss_mimic_{branch}" for branch in branches)
+        # The outputs of a head that each loss compares.
+        self.compared = {"loss_mimic_shared": "box_features"}
+        if dual_path:
+            self.compared = {
+                "loss_mimic_cls": "pred_class_logits",
+                "loss_mimic_loc": "box_features",
+            }
+        self.loss_names = tuple(self.compared)
 
     @classmethod
     def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
@@ -51,21 +54,13 @@ class HeadMimic(DistillationMethod):
         """Both heads look at the boxes that the student sampled for the T-head."""
         student_head = student.head_predictions
         teacher_head = teacher.box_head_predictions_at(student.box_query)
-        if self.detach_teacher:  # the one place where the student's own T-head is detached
-            detached = {name: value.detach() for name, value in vars(teacher_head).items()}
-            teacher_head = replace(teacher_head, **detached)
-        if not self.dual_path:
-            return {
-                "loss_mimic_shared": mimic_loss(
-                    student_head.box_features, teacher_head.box_features
-                )
-            }
-        return {
-            "loss_mimic_cls": mimic_loss(
-                student_head.pred_class_logits, teacher_head.pred_class_logits
-            ),
-            "loss_mimic_loc": mimic_loss(student_head.box_features, teacher_head.box_features),
-        }
+        losses = {}
+        for name, output in self.compared.items():
+            target = getattr(teacher_head, output)
+            # The one place where the student's own T-head is detached.
+            target = target.detach() if self.detach_teacher else target
+            losses[name] = mimic_loss(getattr(student_head, output), target)
+        return losses
 
     def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:
         """Mean cosine of each branch."""

@@ -5,7 +5,8 @@ The modules keep torchvision's names ("features.0.0.weight"), so that its weight
 Feature maps have the names of Detectron2's ResNets by stride: res2 4, res3 8, res4 16, res5 32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
@@ -84,10 +85,6 @@ class StagedBackbone(Backbone):
         return 0
 
 
-def _norm_factory(norm: str) -> Callable[[int], nn.Module]:
-    return lambda channels: get_norm(norm, channels)
-
-
 def _check_channels(input_shape: ShapeSpec) -> None:
     if input_shape.channels != 3:
         raise UserError(
@@ -101,7 +98,9 @@ def build_mobilenet_v2_backbone(cfg, input_shape: ShapeSpec) -> StagedBackbone:
     """torchvision's MobileNetV2 of MODEL.MOBILENET_V2.WIDTH up to its last bottleneck."""
     _check_channels(input_shape)
     keys = cfg.MODEL.MOBILENET_V2
-    network = mobilenet_v2(weights=None, width_mult=keys.WIDTH, norm_layer=_norm_factory(keys.NORM))
+    network = mobilenet_v2(
+        weights=None, width_mult=keys.WIDTH, norm_layer=partial(get_norm, keys.NORM)
+    )
     # Layer 0: conv, 1: bottleneck of stride 2; then bottlenecks of which 2, 4, 7 and 14 halve the
     # map; layer 18 widens the last map for the classifier.
     stage_ends = (4, 7, 14, 18)

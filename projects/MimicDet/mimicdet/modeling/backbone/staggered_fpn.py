@@ -107,7 +107,7 @@ def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
         )
     used = used_levels(cfg)
     in_features = list(cfg.MODEL.FPN.IN_FEATURES)
-    while in_features and _pyramid_name(shapes[in_features[0]].stride) not in used:
+    while in_features and f"p{int(math.log2(shapes[in_features[0]].stride))}" not in used:
         in_features.pop(0)
     if not in_features:
         raise UserError(
@@ -126,7 +126,3 @@ def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
     )
     _initialise_pyramid(fpn, cfg.MODEL.MIMICDET.FPN.INIT)
     return fpn
-
-
-def _pyramid_name(stride: int) -> str:
-    return f"p{int(math.log2(stride))}"

@@ -1,5 +1,6 @@
 """Labels of the proposals, and the sample of them that trains the T-head (3.3, 4.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,10 +57,10 @@ class ProposalSampling:
         return labelled
 
     @torch.no_grad()
-    def sample(self, labelled: list[Instances]) -> list[Tensor]:
+    def sample(self, gt_classes: Sequence[Tensor]) -> list[Tensor]:
         """
-        Indices into each image's labelled proposals, positives first: B_t (4.1). Negatives fill
-        the places of missing positives; missing negatives stay missing, as in Fast R-CNN.
+        Indices into each image's labels, positives first: B_t (4.1). Negatives fill the places of
+        missing positives; missing negatives stay missing, as in Fast R-CNN.
         """
         numbers = self.batch_size_per_image, self.positive_fraction, self.num_classes
-        return [torch.cat(subsample_labels(x.gt_classes, *numbers)) for x in labelled]
+        return [torch.cat(subsample_labels(x, *numbers)) for x in gt_classes]

@@ -163,7 +163,8 @@ class MimicTeacherHeads(ROIHeads):
             self.positive_fraction,
         )
         labelled = sampling.label(proposals, targets)
-        proposals = [x[index] for x, index in zip(labelled, sampling.sample(labelled))]
+        indices = sampling.sample([x.gt_classes for x in labelled])
+        proposals = [x[index] for x, index in zip(labelled, indices)]
         return proposals, self.losses(self.predict_proposals(features, proposals), proposals)
 
     def _detect(self, predictions: HeadPredictions, proposals: list[Instances]) -> list[Instances]:

@@ -16,7 +16,6 @@ from .sparse_conv import Places, RowLayout, conv_at, kernel_points, pyramid_rows
 class PyramidReader(ABC):
     """The alignment layers' output at the requested locations of a pyramid."""
 
-    @abstractmethod
     def __init__(
         self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
     ):
@@ -26,6 +25,7 @@ class PyramidReader(ABC):
             delta_maps: L x (N, 4, Hl, Wl), the refinement module's deltas.
             locations: N x (Ri,) int64 in [0, R).
         """
+        self._features, self._delta_maps, self._locations = features, delta_maps, locations
 
     @abstractmethod
     def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
@@ -81,11 +81,6 @@ class RowReader:
 class DensePyramid(PyramidReader):
     """Computes whole maps, as the paper has it, and takes the requested locations from them."""
 
-    def __init__(
-        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
-    ):
-        self._features, self._delta_maps, self._locations = features, delta_maps, locations
-
     def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
         levels = zip(layers, self._features, self._delta_maps)
         maps = [layer(MapReader(x, deltas)).flatten(1, 2) for layer, x, deltas in levels]
@@ -99,9 +94,9 @@ class SparsePyramid(PyramidReader):
     def __init__(
         self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
     ):
-        self._features, self._delta_maps = features, delta_maps
+        super().__init__(features, delta_maps, locations)
         self._sizes = tuple(tuple(x.shape[-2:]) for x in features)
-        self._locations = torch.cat(tuple(locations))
+        self._flat_locations = torch.cat(tuple(locations))
         self._images = image_indices([len(x) for x in locations], features[0].device)
 
     def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
@@ -116,7 +111,7 @@ class SparsePyramid(PyramidReader):
         Where each location's layer reads: B x (k * k, 2), (dy, dx) from the location in pixels of
         its map.
         """
-        points: list[Tensor] = [torch.empty(0)] * len(self._locations)
+        points: list[Tensor] = [torch.empty(0)] * len(self._flat_locations)
         for layer, reader, chosen in self._parts(layers):
             moved = reader.kernel_points(layer.conv.kernel_size[0], layer.offsets(reader))
             for index, own in zip(chosen.tolist(), moved):
@@ -131,14 +126,14 @@ class SparsePyramid(PyramidReader):
         needs takes part as well: it has a gradient in every step.
         """
         for layer, levels in levels_by_layer(layers):
-            layout = RowLayout.of(self._sizes, levels, self._locations.device)
-            level_of = layout.levels(self._locations)
+            layout = RowLayout.of(self._sizes, levels, self._flat_locations.device)
+            level_of = layout.levels(self._flat_locations)
             chosen = torch.nonzero(sum(level_of == i for i in levels)).squeeze(1)
             rows, delta_rows = (
                 pyramid_rows([maps[i] for i in levels])
                 for maps in (self._features, self._delta_maps)
             )
-            places = layout.locate(self._locations[chosen], self._images[chosen])
+            places = layout.locate(self._flat_locations[chosen], self._images[chosen])
             yield layer, RowReader(rows, delta_rows, places), chosen
 
 

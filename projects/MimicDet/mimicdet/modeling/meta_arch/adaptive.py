@@ -66,10 +66,12 @@ class AnchorDetector(DenseDetector):
         box2box_transform: Any,
         num_classes: int,
         detection: DetectionSettings,
+        loss_settings: Any,
         **kwargs,
     ):
         """
         Args:
+            loss_settings: a record of the numbers that the detector's losses need.
             box2box_transform: apply_deltas(values, anchors) gives the predicted boxes.
             kwargs: see DenseDetector.
         """
@@ -78,6 +80,7 @@ class AnchorDetector(DenseDetector):
         self.box2box_transform = box2box_transform
         self.num_classes = num_classes
         self.detection = detection
+        self.loss_settings = loss_settings
 
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:
         """
@@ -176,7 +179,13 @@ class AnchorDetector(DenseDetector):
 
 
 class AdaptiveDetector(AnchorDetector):
-    """A dense detector with one square anchor a location and ATSS assignment."""
+    """
+    A dense detector with one square anchor a location and ATSS assignment.
+
+    A subclass builds its parts from the config and the levels' shapes: build_head(cfg, shapes),
+    build_transform(cfg, shapes), which makes boxes of the head's box values, and
+    build_loss_settings(cfg).
+    """
 
     @configurable
     def __init__(self, *, assignment_topk: int, **kwargs):
@@ -212,19 +221,10 @@ class AdaptiveDetector(AnchorDetector):
             "num_classes": keys.NUM_CLASSES,
             "assignment_topk": cfg.MODEL.ATSS.TOPK,
             "detection": DetectionSettings.of_retinanet(cfg),
+            "loss_settings": cls.build_loss_settings(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    @classmethod
-    def build_head(cls, cfg, input_shape):
-        """The head for levels of these shapes."""
-        raise TypeError(f"{cls.__name__} must define build_head")
-
-    @classmethod
-    def build_transform(cls, cfg, input_shape):
-        """What makes boxes of the head's box values."""
-        raise TypeError(f"{cls.__name__} must define build_transform")
 
     @torch.no_grad()
     def match_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> list[Tensor]:

@@ -1,8 +1,9 @@
 """ATSS: RetinaNet's heads with one anchor a location, adaptive assignment and centre-ness."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
@@ -16,6 +17,14 @@ from .adaptive import AdaptiveDetector, process_mean
 from .tower_head import TowerHead
 
 
+@dataclass(frozen=True)
+class ATSSLossSettings:
+    focal_alpha: float
+    focal_gamma: float
+    box_weight: float
+    centerness_weight: float
+
+
 @META_ARCH_REGISTRY.register()
 class ATSS(AdaptiveDetector):
     """
@@ -23,32 +32,15 @@ class ATSS(AdaptiveDetector):
     Training Sample Selection, CVPR 2020.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        focal_loss_alpha: float,
-        focal_loss_gamma: float,
-        box_loss_weight: float,
-        centerness_loss_weight: float,
-        **kwargs,
-    ):
-        """kwargs: see AdaptiveDetector."""
-        super().__init__(**kwargs)
-        self.focal_loss_alpha = focal_loss_alpha
-        self.focal_loss_gamma = focal_loss_gamma
-        self.box_loss_weight = box_loss_weight
-        self.centerness_loss_weight = centerness_loss_weight
-
     @classmethod
-    def from_config(cls, cfg):
-        return {
-            **super().from_config(cfg),
-            "focal_loss_alpha": cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA,
-            "focal_loss_gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
-            "box_loss_weight": cfg.MODEL.ATSS.BOX_LOSS_WEIGHT,
-            "centerness_loss_weight": cfg.MODEL.ATSS.CENTERNESS_LOSS_WEIGHT,
-        }
+    def build_loss_settings(cls, cfg):
+        retinanet, atss = cfg.MODEL.RETINANET, cfg.MODEL.ATSS
+        return ATSSLossSettings(
+            retinanet.FOCAL_LOSS_ALPHA,
+            retinanet.FOCAL_LOSS_GAMMA,
+            atss.BOX_LOSS_WEIGHT,
+            atss.CENTERNESS_LOSS_WEIGHT,
+        )
 
     @classmethod
     def build_head(cls, cfg, input_shape):
@@ -88,13 +80,14 @@ class ATSS(AdaptiveDetector):
         Args:
             pred_*: L x (N, Rl, K, 4 or 1); gt_labels, gt_boxes: see label_anchors.
         """
+        settings = self.loss_settings
         labels = torch.stack(gt_labels)  # (N, R)
         positive = labels != self.num_classes
         num_positives = process_mean(positive.sum().float()).clamp(min=1)
         logits = at_least_float32(torch.cat(pred_logits, dim=1))
         one_hot = F.one_hot(labels, self.num_classes + 1)[..., :-1].to(logits.dtype)
         loss_cls = sigmoid_focal_loss(
-            logits, one_hot, self.focal_loss_alpha, self.focal_loss_gamma, reduction="sum"
+            logits, one_hot, settings.focal_alpha, settings.focal_gamma, reduction="sum"
         )
 
         all_anchors = Boxes.cat(anchors)
@@ -113,6 +106,6 @@ class ATSS(AdaptiveDetector):
         total_weight = process_mean(targets.sum()).clamp(min=1)
         return {
             "loss_cls": loss_cls / num_positives,
-            "loss_box_reg": self.box_loss_weight * loss_box / total_weight,
-            "loss_centerness": self.centerness_loss_weight * loss_centerness / num_positives,
+            "loss_box_reg": settings.box_weight * loss_box / total_weight,
+            "loss_centerness": settings.centerness_weight * loss_centerness / num_positives,
         }

@@ -1,7 +1,8 @@
 """GFL: a score that joins class and quality, and boxes whose sides are distributions."""
 
+from dataclasses import dataclass
+
 import torch
-from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes
 from torch import Tensor
@@ -45,6 +46,13 @@ class DistributionTransform:
         return distance_boxes(Boxes(anchors).get_centers(), distances)
 
 
+@dataclass(frozen=True)
+class GFLLossSettings:
+    focal_beta: float  # of the quality focal loss
+    box_weight: float
+    distribution_weight: float
+
+
 @META_ARCH_REGISTRY.register()
 class GFL(AdaptiveDetector):
     """
@@ -52,29 +60,12 @@ class GFL(AdaptiveDetector):
     Object Detection, NeurIPS 2020.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        quality_focal_beta: float,
-        box_loss_weight: float,
-        distribution_loss_weight: float,
-        **kwargs,
-    ):
-        """kwargs: see AdaptiveDetector; box2box_transform is a DistributionTransform."""
-        super().__init__(**kwargs)
-        self.quality_focal_beta = quality_focal_beta
-        self.box_loss_weight = box_loss_weight
-        self.distribution_loss_weight = distribution_loss_weight
-
     @classmethod
-    def from_config(cls, cfg):
-        return {
-            **super().from_config(cfg),
-            "quality_focal_beta": cfg.MODEL.GFL.QUALITY_FOCAL_BETA,
-            "box_loss_weight": cfg.MODEL.GFL.BOX_LOSS_WEIGHT,
-            "distribution_loss_weight": cfg.MODEL.GFL.DISTRIBUTION_LOSS_WEIGHT,
-        }
+    def build_loss_settings(cls, cfg):
+        keys = cfg.MODEL.GFL
+        return GFLLossSettings(
+            keys.QUALITY_FOCAL_BETA, keys.BOX_LOSS_WEIGHT, keys.DISTRIBUTION_LOSS_WEIGHT
+        )
 
     @classmethod
     def build_head(cls, cfg, input_shape):
@@ -114,6 +105,7 @@ class GFL(AdaptiveDetector):
         Args:
             pred_*: L x (N, Rl, K or 4 * bins); gt_labels, gt_boxes: see label_anchors.
         """
+        settings = self.loss_settings
         labels = torch.stack(gt_labels)  # (N, R)
         positive = labels != self.num_classes
         num_positives = process_mean(positive.sum().float()).clamp(min=1)
@@ -127,7 +119,7 @@ class GFL(AdaptiveDetector):
         quality[(*positive.nonzero(as_tuple=True), labels[positive])] = aligned_iou(
             pred_boxes.detach(), matched_boxes
         )
-        loss_cls = quality_focal_loss(logits, quality, self.quality_focal_beta).sum()
+        loss_cls = quality_focal_loss(logits, quality, settings.focal_beta).sum()
 
         weights = logits.detach()[positive].float().sigmoid().max(dim=1).values
         loss_box = weighted_giou_loss(pred_boxes, matched_boxes, weights)
@@ -138,6 +130,6 @@ class GFL(AdaptiveDetector):
         total_weight = process_mean(weights.sum()).clamp(min=1)
         return {
             "loss_cls": loss_cls / num_positives,
-            "loss_box_reg": self.box_loss_weight * loss_box / total_weight,
-            "loss_distribution": self.distribution_loss_weight * loss_distribution / total_weight,
+            "loss_box_reg": settings.box_weight * loss_box / total_weight,
+            "loss_distribution": settings.distribution_weight * loss_distribution / total_weight,
         }

@@ -165,7 +165,7 @@ class MimicDet(nn.Module):
         proposals = self.proposal_generator.propose(refined, images.image_sizes)
         self._visualize(batched_inputs, proposals)
         proposals = self.sampling.label(proposals, gt_instances)
-        indices = self.sampling.sample(proposals)
+        indices = self.sampling.sample([x.gt_classes for x in proposals])
         sampled = [x[index] for x, index in zip(proposals, indices)]
         student = teacher = None
         if self.student_head is not None:

@@ -6,11 +6,11 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from ..backbone.pyramid import level_shapes
+from ..heads.labels import ProposalSampling
 from ..layers.precision import at_least_float32
 from .adaptive import AnchorDetector, DetectionSettings, process_mean
 
@@ -48,26 +48,14 @@ class MultiClassRPN(AnchorDetector):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        anchor_matcher: Matcher,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        box_loss_weight: float,
-        **kwargs,
-    ):
+    def __init__(self, *, sampling: ProposalSampling, **kwargs):
         """
         Args:
-            anchor_matcher: as in RetinaNet.
-            batch_size_per_image, positive_fraction: anchors that the loss is computed for.
-            kwargs: see AnchorDetector.
+            sampling: of the anchors that the loss is computed for; its matcher labels them.
+            kwargs: see AnchorDetector; loss_settings is the weight of the box loss.
         """
         super().__init__(**kwargs)
-        self.anchor_matcher = anchor_matcher
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
-        self.box_loss_weight = box_loss_weight
+        self.sampling = sampling
 
     @classmethod
     def from_config(cls, cfg):
@@ -84,13 +72,14 @@ class MultiClassRPN(AnchorDetector):
             "head_in_features": rpn.IN_FEATURES,
             "anchor_generator": anchor_generator,
             "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
-            "anchor_matcher": Matcher(
-                rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True
+            "sampling": ProposalSampling(
+                Matcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True),
+                heads.NUM_CLASSES,
+                rpn.BATCH_SIZE_PER_IMAGE,
+                rpn.POSITIVE_FRACTION,
             ),
             "num_classes": heads.NUM_CLASSES,
-            "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
-            "positive_fraction": rpn.POSITIVE_FRACTION,
-            "box_loss_weight": rpn.BBOX_REG_LOSS_WEIGHT,
+            "loss_settings": rpn.BBOX_REG_LOSS_WEIGHT,
             "detection": DetectionSettings(
                 heads.SCORE_THRESH_TEST,
                 rpn.PRE_NMS_TOPK_TEST,
@@ -120,7 +109,7 @@ class MultiClassRPN(AnchorDetector):
             # The matcher gives each box its best anchors, one without area all of them.
             kept = instances.gt_boxes.nonempty().nonzero().squeeze(1)
             ious = pairwise_iou(instances.gt_boxes[kept], all_anchors)
-            object_ids, labels = self.anchor_matcher(ious)
+            object_ids, labels = self.sampling.matcher(ious)
             object_ids = kept[object_ids] if len(kept) else object_ids
             object_ids = object_ids.masked_fill(labels == 0, -1)
             matched.append(object_ids.masked_fill(labels == -1, -2))
@@ -141,7 +130,9 @@ class MultiClassRPN(AnchorDetector):
         Args:
             pred_*: L x (N, Rl * A, K + 1 or 4); gt_labels, gt_boxes: see label_anchors.
         """
-        labels = torch.stack([self._sample(x) for x in gt_labels])  # (N, R)
+        labels = torch.full_like(torch.stack(gt_labels), -1)  # (N, R): what is not sampled
+        for own, classes, chosen in zip(labels, gt_labels, self.sampling.sample(gt_labels)):
+            own[chosen] = classes[chosen]
         sampled = labels >= 0
         positive = sampled & (labels != self.num_classes)
         normalizer = process_mean(sampled.sum().float()).clamp(min=1)
@@ -154,14 +145,5 @@ class MultiClassRPN(AnchorDetector):
         loss_box = F.l1_loss(pred_deltas, gt_deltas, reduction="sum")
         return {
             "loss_cls": loss_cls / normalizer,
-            "loss_box_reg": self.box_loss_weight * loss_box / normalizer,
+            "loss_box_reg": self.loss_settings * loss_box / normalizer,
         }
-
-    def _sample(self, labels: Tensor) -> Tensor:
-        """The labels with all that is not sampled ignored (-1)."""
-        chosen = torch.cat(
-            subsample_labels(
-                labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
-            )
-        )
-        return torch.full_like(labels, -1).scatter(0, chosen, labels[chosen])
