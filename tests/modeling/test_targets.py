@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from mimicdet.modeling.heads.labels import ProposalSampling
+from mimicdet.modeling.heads.labels import BoxSampling
 from mimicdet.modeling.targets import assign_anchors, mine_hard, responsible_levels, sample
 
 STRIDES = (8, 16, 32)
@@ -227,7 +227,7 @@ def test_a_gap_between_levels_is_nobodys():
 
 
 def sample_labels(classes, num_samples, positive_fraction, num_classes):
-    sampling = ProposalSampling(None, num_classes, num_samples, positive_fraction)
+    sampling = BoxSampling(None, num_classes, num_samples, positive_fraction)
     return sampling.sample([classes])[0]
 
 

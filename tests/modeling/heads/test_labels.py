@@ -8,7 +8,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 
-from mimicdet.modeling.heads.labels import ProposalSampling
+from mimicdet.modeling.heads.labels import BoxSampling
 from mimicdet.modeling.heads.teacher_head import fast_rcnn_losses
 from mimicdet.modeling.losses import regression_loss
 from mimicdet.modeling.structures import HeadPredictions, LabelledBoxes
@@ -27,7 +27,7 @@ def proposals_of(boxes):
 
 def label(boxes, targets, thresholds=(0.6,), labels=(0, 1)):
     matcher = Matcher(list(thresholds), list(labels), allow_low_quality_matches=False)
-    return ProposalSampling(matcher, 5, 128, 0.25).label([proposals_of(boxes)], [targets])[0]
+    return BoxSampling(matcher, 5, 128, 0.25).label([proposals_of(boxes)], [targets])[0]
 
 
 GT = instances(SIZE, [[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 70.0, 70.0]], [3, 1])

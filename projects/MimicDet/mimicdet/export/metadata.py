@@ -35,10 +35,6 @@ def export_metadata(
         size_divisor: what the graph pads to.
         opset: None for formats without one.
     """
-    score_thresh, nms_thresh = (
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-    )
     return {
         "format_version": FORMAT_VERSION,
         "mimicdet_version": __version__,
@@ -53,8 +49,8 @@ def export_metadata(
         },
         "includes_resize": includes_resize,
         "size_divisor": size_divisor,
-        "score_threshold": score_thresh,
-        "nms_threshold": nms_thresh,
+        "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         "precision": precision,
         "weights_sha256": weights_sha256,
@@ -78,14 +74,9 @@ def read_metadata(path: str | Path, file_format: str) -> dict[str, Any]:
         props = onnx.load(str(path), load_external_data=False).metadata_props
         text = next((x.value for x in props if x.key == METADATA_KEY), None)
     else:
-        text = _read_archived(path)
+        with zipfile.ZipFile(path) as archive:  # of TorchScript and pt2, with extra files inside
+            name = next((x for x in archive.namelist() if x.endswith("/" + METADATA_FILE)), None)
+            text = archive.read(name) if name else None
     if text is None:
         raise UserError(f"{path} holds no MimicDet metadata")
     return json.loads(text)
-
-
-def _read_archived(path: Path) -> bytes | None:
-    """TorchScript and pt2 files are ZIP archives with extra files inside."""
-    with zipfile.ZipFile(path) as archive:
-        name = next((x for x in archive.namelist() if x.endswith("/" + METADATA_FILE)), None)
-        return archive.read(name) if name else None

@@ -93,7 +93,7 @@ class LabelledBoxes:
 
     @classmethod
     def of(cls, proposals: Sequence[Instances]) -> "LabelledBoxes":
-        """The proposals that ProposalSampling labelled."""
+        """The proposals that BoxSampling labelled."""
         return cls(
             torch.cat([x.proposal_boxes.tensor for x in proposals]),
             torch.cat([x.gt_boxes.tensor for x in proposals]),

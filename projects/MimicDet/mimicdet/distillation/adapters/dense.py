@@ -53,9 +53,9 @@ class DenseTeacherTensors(DetectorTensors):
     def pred_boxes_at(self, locations: Locations) -> Tensor:
         outputs = gather_at(self.predictions[1], self._adapter.output_dims[1], locations)
         # Half precision has too few digits for box coordinates.
-        return self._adapter.decode_boxes(
-            at_least_float32(outputs), torch.cat(self.anchors)[locations.anchors]
-        )
+        anchors = torch.cat(self.anchors)[locations.anchors]
+        transform = self._adapter.model.box2box_transform
+        return transform.apply_deltas(at_least_float32(outputs), anchors)
 
 
 class DenseStudentTensors(DenseTeacherTensors):
@@ -88,8 +88,7 @@ class DenseDetectorAdapter(DetectorAdapter):
     box2box_transform, label_anchors(anchors, gt_instances) -> (labels, boxes), and losses(anchors,
     pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, further predictions...).
 
-    A detector's own adapter sets what differs: dims of the head's outputs, decode_boxes, how
-    scores are read.
+    A detector's own adapter sets what differs: dims of the head's outputs, how scores are read.
     """
 
     map_scores = SIGMOID
@@ -117,10 +116,6 @@ class DenseDetectorAdapter(DetectorAdapter):
         """Numbers an anchor of the head's outputs: of classes, of the box, of further ones."""
         return getattr(self.model, "output_dims", [self.model.num_classes, 4])
 
-    def decode_boxes(self, box_outputs: Tensor, anchors: Tensor) -> Tensor:
-        """(P, output_dims[1]) outputs and (P, 4) anchors to (P, 4) boxes, with gradients."""
-        return self.model.box2box_transform.apply_deltas(box_outputs, anchors)
-
     def forward_training(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[dict[str, Tensor], DenseStudentTensors]:
@@ -130,24 +125,12 @@ class DenseDetectorAdapter(DetectorAdapter):
         gt_instances = [x["instances"].to(model.device) for x in batched_inputs]
         predictions = model.head(features)
         anchors = model.anchor_generator(features)
-        labels = model.label_anchors(anchors, gt_instances)
-        losses = self.losses(anchors, predictions, labels)
+        gt_labels, gt_boxes = model.label_anchors(anchors, gt_instances)
+        logits, deltas, *further = model._transpose_dense_predictions(predictions, self.output_dims)
+        losses = model.losses(anchors, logits, gt_labels, deltas, gt_boxes, *further)
         return losses, DenseStudentTensors(
-            self, features, predictions, anchors, labels, gt_instances
+            self, features, predictions, anchors, (gt_labels, gt_boxes), gt_instances
         )
-
-    def losses(
-        self,
-        anchors: list[Boxes],
-        predictions: list[list[Tensor]],
-        labels: tuple[list[Tensor], list[Tensor]],
-    ) -> dict[str, Tensor]:
-        """The model's own losses from the head's outputs and the anchors' (labels, boxes)."""
-        logits, deltas, *further = self.model._transpose_dense_predictions(
-            predictions, self.output_dims
-        )
-        gt_labels, gt_boxes = labels
-        return self.model.losses(anchors, logits, gt_labels, deltas, gt_boxes, *further)
 
     def forward_teacher(self, batched_inputs: list[dict[str, Any]]) -> DenseTeacherTensors:
         return DenseTeacherTensors(self, self._features(batched_inputs))

@@ -140,17 +140,19 @@ class MimicDetAdapter(DetectorAdapter):
             map_scores=OBJECTNESS,
             class_scores=SOFTMAX if model.student_head is not None else "",
         )
-        dense = {"features", "prediction_maps", "anchors"}
+        offers = {"features", "prediction_maps", "anchors"}
+        s_head, t_head = set(), set()
         if model.student_head is not None:
-            dense |= {"class_logits_at", "pred_boxes_at"}
-        # In evaluation the levels of the T-head are there only where it is the head that is run.
-        has_t_head = model.roi_heads is not None
-        t_head = {"box_head_predictions_at"} if has_t_head and model.eval_head == "teacher" else ()
-        self.teacher_offers = frozenset(dense.union(t_head))
-        s_head = {"head_predictions"} if model.student_head is not None else set()
-        own = {"box_head_predictions_at"} if has_t_head else set()
+            offers |= {"class_logits_at", "pred_boxes_at"}
+            s_head = {"head_predictions"}
+        if model.roi_heads is not None:
+            t_head = {"box_head_predictions_at"}
         self.student_offers = frozenset(
-            dense | s_head | own | {"gt_boxes", "positives", "box_query"}
+            offers | s_head | t_head | {"gt_boxes", "positives", "box_query"}
+        )
+        # In evaluation the levels of the T-head are there only where it is the head that is run.
+        self.teacher_offers = frozenset(
+            offers | (t_head if model.eval_head == "teacher" else set())
         )
 
     def forward_training(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ProposalSampling:
-    """The keys of MODEL.ROI_HEADS that label and sample the proposals of both heads."""
+class BoxSampling:
+    """How boxes are matched to objects, and how many of them train."""
 
     matcher: Matcher
     num_classes: int
@@ -20,7 +20,7 @@ class ProposalSampling:
     positive_fraction: float  # at most, of the sampled proposals
 
     @classmethod
-    def from_config(cls, cfg) -> "ProposalSampling":
+    def from_config(cls, cfg) -> "BoxSampling":
         keys = cfg.MODEL.ROI_HEADS
         return cls(
             Matcher(keys.IOU_THRESHOLDS, keys.IOU_LABELS, allow_low_quality_matches=False),

@@ -17,7 +17,7 @@ from ..backbone.pyramid import level_shapes
 from ..layers.precision import at_least_float32
 from ..losses import classification_loss, regression_loss
 from ..structures import HeadPredictions, LabelledBoxes, image_indices
-from .labels import ProposalSampling
+from .labels import BoxSampling
 from .settings import HeadSettings
 
 HEADS = ("dual_path", "light", "heavy")
@@ -156,7 +156,7 @@ class MimicTeacherHeads(ROIHeads):
         if not self.training:
             predictions = self.predict_proposals(features, proposals)
             return self._detect(predictions, proposals), {}
-        sampling = ProposalSampling(
+        sampling = BoxSampling(
             self.proposal_matcher,
             self.num_classes,
             self.batch_size_per_image,

@@ -7,8 +7,6 @@ and the same order of offsets; tests hold them to each other at 1e-5. Half preci
 float32: sample points need the digits.
 """
 
-from functools import cache
-
 import torch
 from detectron2 import _C
 from detectron2.layers.deform_conv import deform_conv as detectron2_deform_conv
@@ -19,11 +17,7 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from .flops import register_flops
 from .precision import at_least_float32
 
-
-@cache
-def detectron2_has_cuda_kernels() -> bool:
-    """Whether Detectron2's compiled part holds CUDA kernels."""
-    return bool(_C.has_cuda())
+HAS_CUDA_KERNELS = bool(_C.has_cuda())  # in Detectron2's compiled part
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,7 +39,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
         # A point that is nowhere reads as zero; torchvision's kernel would read beyond the map.
         offset = offset.to(x.dtype).nan_to_num(nan=torch.finfo(x.dtype).max)
         weight = weight.to(x.dtype)
-        if x.is_cuda and x.dtype == torch.float32 and detectron2_has_cuda_kernels():
+        if x.is_cuda and x.dtype == torch.float32 and HAS_CUDA_KERNELS:
             out = detectron2_deform_conv(x, offset, weight, 1, padding)
             if bias is not None:
                 out = out + bias.to(x.dtype)[:, None, None]

@@ -71,7 +71,7 @@ class AnchorDetector(DenseDetector):
     ):
         """
         Args:
-            loss_settings: a record of the numbers that the detector's losses need.
+            loss_settings: the numbers that the detector's losses need.
             box2box_transform: apply_deltas(values, anchors) gives the predicted boxes.
             kwargs: see DenseDetector.
         """

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...config import check_config
 from ...utils.errors import UserError, check_choice
-from ..heads.labels import ProposalSampling
+from ..heads.labels import BoxSampling
 from ..heads.settings import HeadSettings
 from ..heads.student_head import StudentHead
 from ..heads.teacher_head import MimicTeacherHeads
@@ -54,7 +54,7 @@ class MimicDet(nn.Module):
         proposal_generator: RefinementModule,
         student_head: StudentHead | None,
         roi_heads: MimicTeacherHeads | None,
-        sampling: ProposalSampling,
+        sampling: BoxSampling,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         input_format: str = "BGR",
@@ -101,7 +101,7 @@ class MimicDet(nn.Module):
             "proposal_generator": build_proposal_generator(cfg, shapes),
             "student_head": StudentHead(cfg, shapes) if keys.STUDENT.ENABLED else None,
             "roi_heads": build_roi_heads(cfg, shapes) if keys.TEACHER.ENABLED else None,
-            "sampling": ProposalSampling.from_config(cfg),
+            "sampling": BoxSampling.from_config(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from ..backbone.pyramid import level_shapes
-from ..heads.labels import ProposalSampling
+from ..heads.labels import BoxSampling
 from ..layers.precision import at_least_float32
 from .adaptive import AnchorDetector, DetectionSettings, process_mean
 
@@ -48,7 +48,7 @@ class MultiClassRPN(AnchorDetector):
     """
 
     @configurable
-    def __init__(self, *, sampling: ProposalSampling, **kwargs):
+    def __init__(self, *, sampling: BoxSampling, **kwargs):
         """
         Args:
             sampling: of the anchors that the loss is computed for; its matcher labels them.
@@ -72,7 +72,7 @@ class MultiClassRPN(AnchorDetector):
             "head_in_features": rpn.IN_FEATURES,
             "anchor_generator": anchor_generator,
             "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
-            "sampling": ProposalSampling(
+            "sampling": BoxSampling(
                 Matcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True),
                 heads.NUM_CLASSES,
                 rpn.BATCH_SIZE_PER_IMAGE,

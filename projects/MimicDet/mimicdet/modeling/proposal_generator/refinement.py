@@ -139,15 +139,7 @@ class RefinementModule(nn.Module):
 
     def predict(self, features: list[Tensor]) -> RefinementPredictions:
         """features: L x (N, C, Hl, Wl)."""
-        logits, deltas, delta_maps = self.predict_maps(features)
-        anchors, anchor_levels = self._anchors(features)
-        return RefinementPredictions(
-            pred_objectness_logits=logits,
-            pred_anchor_deltas=deltas,
-            delta_maps=delta_maps,
-            anchors=anchors,
-            anchor_levels=anchor_levels,
-        )
+        return RefinementPredictions(*self.predict_maps(features), *self._anchors(features))
 
     def predict_maps(self, features: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """
