@@ -1,9 +1,12 @@
 """Collects what is wrong in a user's data, so that one run reports all of it."""
 
-from collections import Counter
+import logging
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 
-from ..utils.errors import UserError, read_text
+from ..utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _SHOWN_PER_KIND = 3
 
@@ -12,7 +15,7 @@ class Problems:
     """
     Faults found in one file or folder, grouped by kind; each names its record.
 
-    The same record of faults serves for errors (`raise_if_any`) and for warnings (`summary`).
+    They become an error (`raise_if_any`) or a warning (`warn_if_any`).
     """
 
     def __init__(self, source: str | Path):
@@ -22,8 +25,13 @@ class Problems:
     def add(self, kind: str, record: str) -> None:
         self._records.setdefault(kind, []).append(record)
 
-    def __len__(self) -> int:
-        return sum(len(records) for records in self._records.values())
+    def add_repeated(self, kind: str, records: Iterable[tuple[Hashable, str]]) -> None:
+        """Add each (key, record) whose key an earlier one has."""
+        keys = set()
+        for key, record in records:
+            if key in keys:
+                self.add(kind, record)
+            keys.add(key)
 
     def summary(self) -> str:
         """One line: the source, each kind with its count and its first records."""
@@ -41,28 +49,7 @@ class Problems:
         if self._records:
             raise UserError(self.summary())
 
-
-def read_image_list(path: Path, word: str) -> list[str]:
-    """
-    The images of a split file, one a line; blank lines are skipped.
-
-    Args:
-        word: what a line holds, "name" or "id", for the errors.
-
-    Raises:
-        UserError: lines of several words, an image listed twice, no image.
-    """
-    problems = Problems(path)
-    images: list[str] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        words = line.split()
-        if len(words) > 1:
-            problems.add(f"not one image {word} a line", f"line {number}: {line.strip()!r}")
-        images += words[:1]
-    for image, count in Counter(images).items():
-        if count > 1:
-            problems.add("image listed twice", image)
-    problems.raise_if_any()
-    if not images:
-        raise UserError(f"{path} lists no image")
-    return images
+    def warn_if_any(self) -> None:
+        """Log the summary as a warning."""
+        if self._records:
+            logger.warning(self.summary())

@@ -109,17 +109,13 @@ def check_coco(path: Path, content: Mapping[str, Any]) -> None:
     problems.raise_if_any()
     sizes = _check_images(content["images"], problems)
     category_ids = _check_categories(content["categories"], problems)
-    annotation_ids = set()
-    for i, annotation in enumerate(content["annotations"]):
-        record = _describe(annotation, i)
+    described = [(x, _describe(x, i)) for i, x in enumerate(content["annotations"])]
+    for annotation, record in described:
         _check_annotation(annotation, record, sizes, category_ids, problems, warnings)
-        if _is_id(annotation.get("id")):
-            if annotation["id"] in annotation_ids:
-                problems.add("annotation id used twice", record)
-            annotation_ids.add(annotation["id"])
+    with_id = ((x["id"], record) for x, record in described if _is_id(x.get("id")))
+    problems.add_repeated("annotation id used twice", with_id)
     problems.raise_if_any()
-    if len(warnings):
-        logger.warning(warnings.summary())
+    warnings.warn_if_any()
 
 
 def _describe(annotation: Mapping[str, Any], index: int) -> str:
@@ -160,24 +156,21 @@ def _check_images(images: list[dict[str, Any]], problems: Problems) -> dict[Any,
 
 
 def _check_categories(categories: list[dict[str, Any]], problems: Problems) -> set[int]:
-    ids: set[int] = set()
-    names: set[str] = set()
+    ids, names = [], []
     for i, category in enumerate(categories):
         record = f"categories[{i}] (id {category.get('id')}, name {category.get('name')!r})"
         key, name = category.get("id"), category.get("name")
-        if not isinstance(name, str) or not name:
+        if isinstance(name, str) and name:
+            names.append((name, record))
+        else:
             problems.add("category without a name", record)
-        elif name in names:
-            problems.add("category name used twice", record)
+        if isinstance(key, int) and not isinstance(key, bool):
+            ids.append((key, record))
         else:
-            names.add(name)
-        if not isinstance(key, int) or isinstance(key, bool):
             problems.add("category without a whole number as id", record)
-        elif key in ids:
-            problems.add("category id used twice", record)
-        else:
-            ids.add(key)
-    return ids
+    problems.add_repeated("category name used twice", names)
+    problems.add_repeated("category id used twice", ids)
+    return {key for key, _ in ids}
 
 
 def _check_annotation(

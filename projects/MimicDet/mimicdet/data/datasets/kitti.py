@@ -5,27 +5,28 @@ A label file has a line for each object with 15 fields: type, truncated, occlude
 sides of the 2D box and seven numbers of the 3D box, which are not used here.
 """
 
-import copy
-import logging
 import math
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 from PIL import Image
 
 from ...utils.errors import UserError, read_text
 from ..addresses import address_kind
-from ..problems import Problems, read_image_list
+from ..problems import Problems
+from ..records import (
+    IMAGE_SUFFIXES,
+    check_folders,
+    image_files,
+    image_record,
+    read_image_list,
+    register_records,
+)
 
 USAGE = "kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]"
-
-logger = logging.getLogger(__name__)
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 # Types that are neither an object of the class nor a mistake to detect as one.
@@ -34,7 +35,6 @@ REGION = "DontCare"
 TYPES = (*CLASSES, *NEIGHBOURS.values(), "Truck", "Tram", "Misc", REGION)
 
 _FIELDS = 15
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,28 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
             faulty; names them all.
     """
     labels, images = Path(label_dir).expanduser(), Path(image_dir).expanduser()
-    for folder in (labels, images):
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder} (KITTI data set {name!r})")
+    check_folders(labels, images)
     if split_file is None:
         ids = sorted(path.stem for path in labels.glob("*.txt"))
         if not ids:
             raise UserError(f"{labels} holds no label file")
     else:
         ids = read_ids(Path(split_file).expanduser())
-    files = _find_images(labels, images, ids)
+    files = image_files(images)
+    problems = Problems(labels)
+    for image_id in ids:
+        if not (labels / f"{image_id}.txt").is_file():
+            problems.add("label file missing", f"{image_id}.txt")
+        if image_id not in files:
+            problems.add("image missing", f"{images}/{image_id} ({', '.join(IMAGE_SUFFIXES)})")
+    problems.raise_if_any()
     objects = read_labels(labels, ids)
     if not any(x.type in CLASSES for of_image in objects.values() for x in of_image):
         raise UserError(f"{labels}: no {', '.join(CLASSES)} in any label file")
     records = [_to_record(i, files[i], objects[i]) for i in ids]
-    DatasetCatalog.register(name, lambda: copy.deepcopy(records))
-    MetadataCatalog.get(name).set(
+    register_records(
+        name,
+        records,
         thing_classes=list(CLASSES),
         label_dir=str(labels),
         source_file=str(labels),
@@ -103,23 +109,6 @@ def read_ids(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"no split file {path}")
     return read_image_list(path, "id")
-
-
-def _find_images(labels: Path, images: Path, ids: Sequence[str]) -> dict[str, Path]:
-    present = {}
-    for entry in os.scandir(images):
-        stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() in _IMAGE_SUFFIXES:
-            present[stem] = images / entry.name
-    problems = Problems(labels)
-    for image_id in ids:
-        if not (labels / f"{image_id}.txt").is_file():
-            problems.add("label file missing", f"{image_id}.txt")
-        if image_id not in present:
-            problems.add("image missing", f"{images}/{image_id} ({', '.join(_IMAGE_SUFFIXES)})")
-    if len(problems):
-        raise UserError(problems.summary())
-    return present
 
 
 def read_labels(folder: Path, ids: Sequence[str]) -> dict[str, list[KittiObject]]:
@@ -164,29 +153,16 @@ def parse_label(line: str) -> KittiObject:
 def _to_record(image_id: str, file: Path, objects: Sequence[KittiObject]) -> dict[str, Any]:
     try:
         with Image.open(file) as image:
-            width, height = image.size
+            size = image.size
     except OSError as error:
         raise UserError(f"{file} is no image: {error}") from error
     annotations = []
     for x in objects:
-        crowd = x.type == REGION or x.type in NEIGHBOURS.values()
-        if not crowd and x.type not in CLASSES:
-            continue
-        annotations.append(
-            {
-                "category_id": 0 if crowd else CLASSES.index(x.type),  # a crowd's is not read
-                "bbox": list(x.box),
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "iscrowd": int(crowd),
-            }
-        )
-    return {
-        "file_name": str(file),
-        "image_id": image_id,
-        "width": width,
-        "height": height,
-        "annotations": annotations,
-    }
+        if x.type in CLASSES:
+            annotations.append((CLASSES.index(x.type), x.box, False))
+        elif x.type in (REGION, *NEIGHBOURS.values()):
+            annotations.append((0, x.box, True))  # a crowd's class is not read
+    return image_record(image_id, file, size, annotations)
 
 
 # ---------------------------------------------------------------- split by sequence

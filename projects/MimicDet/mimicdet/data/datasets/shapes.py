@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as mask_tools
 
 from ...utils.files import new_path
 from .shape_drawing import SHAPE_NAMES, background, draw_distractors, paint_shape, placed_outline
@@ -67,7 +68,8 @@ class Scene:
         if min(w, h) < 8:
             return False
         box = [int(x), int(y), int(w), int(h)]
-        if any(_box_iou(box, other["bbox"]) > 0.5 for other in self.objects):
+        others = [x["bbox"] for x in self.objects]
+        if others and mask_tools.iou([box], others, [0] * len(others)).max() > 0.5:
             return False
         window = (slice(y, y + h), slice(x, x + w))
         covered = self.owner[window][mask[window] > 0]
@@ -173,14 +175,6 @@ def _random_size(
     # w = scale * sqrt(aspect) <= width and h = scale / sqrt(aspect) <= height.
     aspect = np.clip(aspect, (scale / height) ** 2, (width / scale) ** 2)
     return np.array([scale * np.sqrt(aspect), scale / np.sqrt(aspect)])
-
-
-def _box_iou(a: list[int], b: list[int]) -> float:
-    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0:
-        return 0.0
-    return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
 
 
 def write_shapes(root: str | Path, split: str, num_images: int, seed: int = 0) -> Path:

@@ -4,30 +4,32 @@ Custom data sets in Pascal VOC's format: checked and registered before anything 
 Detectron2 has a loader of its own, for the twenty classes of the challenge and .jpg only.
 """
 
-import copy
 import hashlib
 import logging
 import math
-import os
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
-
 from ...utils.errors import UserError, file_errors
 from ...utils.files import new_path
 from ..addresses import address_kind
 from ..cache import cache_root
-from ..problems import Problems, read_image_list
+from ..problems import Problems
+from ..records import (
+    IMAGE_SUFFIXES,
+    check_folders,
+    image_files,
+    image_record,
+    read_image_list,
+    register_records,
+)
 
 USAGE = "voc:FOLDER:SPLIT"
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -75,6 +77,7 @@ def register_voc(name: str, dirname: str, split: str) -> None:
         UserError: what read_voc refuses, or no object in any annotation file.
     """
     folder = Path(dirname).expanduser()
+    split_file = _split_file(folder, split)
     ids, files, annotations = read_voc(folder, split)
     classes = sorted({x.name for image in annotations.values() for x in image.objects})
     if not classes:
@@ -82,14 +85,15 @@ def register_voc(name: str, dirname: str, split: str) -> None:
     absent = set(classes) - {x.name for i in ids for x in annotations[i].objects}
     if absent:
         logger.warning(
-            f"{_split_file(folder, split)}: no object of {', '.join(sorted(absent))} in this "
-            "split; its Pascal VOC average precision, and so their mean, will be nan if evaluated"
+            f"{split_file}: no object of {', '.join(sorted(absent))} in this split; its "
+            "Pascal VOC average precision, and so their mean, will be nan if evaluated"
         )
     records = [_to_record(i, files[i], annotations[i], classes) for i in ids]
-    DatasetCatalog.register(name, lambda: copy.deepcopy(records))
-    MetadataCatalog.get(name).set(
+    register_records(
+        name,
+        records,
         thing_classes=classes,
-        dirname=str(_evaluator_folder(folder, split, ids, annotations)),
+        dirname=str(_evaluator_folder(folder, split_file, ids, annotations)),
         source_file=str(folder),
         split=split,
         year=2007 if "2007" in folder.absolute().name else 2012,
@@ -110,16 +114,23 @@ def read_voc(folder: Path, split: str) -> tuple[list[str], dict[str, Path], dict
         UserError: folder, split file, annotation or image missing; broken XML or faulty records,
             all of them named.
     """
-    for part in (folder, folder / "Annotations", folder / "JPEGImages"):
-        if not part.is_dir():
-            raise UserError(f"no folder {part} (Pascal VOC data set)")
-    ids = _read_split(folder, split)
+    images = folder / "JPEGImages"
+    check_folders(folder, folder / "Annotations", images)
+    path = _split_file(folder, split)
+    ids = _read_split(path)
     annotations = _read_annotations(folder)
-    files = _find_images(folder, split, ids, annotations)
-    problems = Problems(_split_file(folder, split))
+    files = image_files(images)
+    problems = Problems(path)
     for image_id in ids:
-        if annotations[image_id].size is None:
-            problems.add("annotation without a positive <size>", f"{image_id}.xml")
+        file = f"Annotations/{image_id}.xml"
+        if image_id not in annotations:
+            problems.add("image without annotation file", file)
+        elif annotations[image_id].size is None:
+            problems.add("annotation without a positive <size>", file)
+        if image_id not in files:
+            problems.add(
+                "image file missing", f"JPEGImages/{image_id} ({', '.join(IMAGE_SUFFIXES)})"
+            )
     problems.raise_if_any()
     return ids, files, annotations
 
@@ -128,8 +139,7 @@ def _split_file(folder: Path, split: str) -> Path:
     return folder / "ImageSets" / "Main" / f"{split}.txt"
 
 
-def _read_split(folder: Path, split: str) -> list[str]:
-    path = _split_file(folder, split)
+def _read_split(path: Path) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise UserError(f"no split file {path}; splits found there: {known}")
@@ -150,8 +160,7 @@ def _read_annotations(folder: Path) -> dict[str, VocImage]:
             continue
         annotations[path.stem] = _read_image(root, path.name, problems, warnings)
     problems.raise_if_any()
-    if len(warnings):
-        logger.warning(warnings.summary())
+    warnings.warn_if_any()
     return annotations
 
 
@@ -202,49 +211,14 @@ def _is_whole(text: str | None) -> bool:
     return True
 
 
-def _find_images(
-    folder: Path, split: str, ids: list[str], annotations: dict[str, VocImage]
-) -> dict[str, Path]:
-    """The image file of each id; UserError for those without annotation or image."""
-    present = {}
-    for entry in os.scandir(folder / "JPEGImages"):
-        stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() in _IMAGE_SUFFIXES:
-            present[stem] = folder / "JPEGImages" / entry.name
-    problems = Problems(_split_file(folder, split))
-    for image_id in ids:
-        if image_id not in annotations:
-            problems.add("image without annotation file", f"Annotations/{image_id}.xml")
-        if image_id not in present:
-            problems.add(
-                "image file missing", f"JPEGImages/{image_id} ({', '.join(_IMAGE_SUFFIXES)})"
-            )
-    if len(problems):
-        raise UserError(problems.summary())
-    return present
-
-
 def _to_record(image_id: str, file: Path, image: VocImage, classes: list[str]) -> dict[str, Any]:
     assert image.size is not None  # checked by register_voc
-    return {
-        "file_name": str(file),
-        "image_id": image_id,
-        "width": image.size[0],
-        "height": image.size[1],
-        "annotations": [
-            {
-                "category_id": classes.index(x.name),
-                "bbox": list(x.box),
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "iscrowd": 0,
-            }
-            for x in image.objects
-        ],
-    }
+    objects = ((classes.index(x.name), x.box, False) for x in image.objects)
+    return image_record(image_id, file, image.size, objects)
 
 
 def _evaluator_folder(
-    folder: Path, split: str, ids: list[str], annotations: dict[str, VocImage]
+    folder: Path, split_file: Path, ids: list[str], annotations: dict[str, VocImage]
 ) -> Path:
     """
     `folder`, or a completed copy of the split's annotations in the cache folder.
@@ -252,14 +226,13 @@ def _evaluator_folder(
     Detectron2's evaluator reads the XML files itself and needs pose, truncated and difficult in
     every object, whole numbers in every box, and no blank line in the split file.
     """
-    split_file = Path("ImageSets", "Main", f"{split}.txt")
-    lines = (folder / split_file).read_text(encoding="utf-8").split("\n")
+    lines = split_file.read_text(encoding="utf-8").split("\n")
     blank = any(not line.strip() for line in lines[:-1])
     odd = [i for i in ids if not all(x.plain for x in annotations[i].objects)]
     if not odd and not blank:
         return folder
     texts = {Path("Annotations", f"{i}.xml"): _plain_xml(annotations[i]) for i in ids}
-    texts[split_file] = "\n".join(ids)
+    texts[split_file.relative_to(folder)] = "\n".join(ids)
     digest = hashlib.sha256(repr(sorted((str(k), v) for k, v in texts.items())).encode())
     target = cache_root() / "voc" / digest.hexdigest()[:16]
     if not target.is_dir():
