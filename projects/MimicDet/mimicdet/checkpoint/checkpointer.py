@@ -4,7 +4,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from ..utils.errors import UserError
-from .registry import fetch
+from .registry import fetch, read_state_dict
 
 
 class MimicCheckpointer(DetectionCheckpointer):
@@ -46,9 +46,7 @@ class MimicCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str):
         try:
             if filename.endswith(".safetensors"):
-                from safetensors.torch import load_file
-
-                return {"model": load_file(filename)}
+                return {"model": read_state_dict(filename)}
             return super()._load_file(filename)
         except Exception as error:  # a file that is none fails in as many ways as there are formats
             reason = str(error).split(". ")[0].splitlines()[:1] or [type(error).__name__]
@@ -59,28 +57,29 @@ class MimicCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         if not isinstance(checkpoint["model"], dict):
             raise UserError(f"{self._path} holds no state_dict under the key 'model'")
-        theirs = sorted(map(str, checkpoint["model"]))
+        entries = sorted(map(str, checkpoint["model"]))
         incompatible = super()._load_model(checkpoint)
         # Parameters, not buffers: PyTorch makes up a batch norm's counter where a file has none.
-        wanted = {name for name, _ in self.model.named_parameters()}
+        parameters = {name for name, _ in self.model.named_parameters()}
         reshaped = {item[0] for item in incompatible.incorrect_shapes}
-        if wanted and not wanted - set(incompatible.missing_keys) - reshaped:
+        if parameters and not parameters - set(incompatible.missing_keys) - reshaped:
             raise UserError(
                 f"{self._path} is a checkpoint of another architecture: none of its "
-                f"{len(theirs)} entries fits a parameter of the model "
-                f"(it has {_some(theirs)}; the model {_some(sorted(wanted))})"
+                f"{len(entries)} entries fits a parameter of the model "
+                f"(it has {_some(entries)}; the model {_some(sorted(parameters))})"
             )
         if self.strict:
             self._check_complete(incompatible)
         return incompatible
 
     def _check_complete(self, incompatible) -> None:
-        needed = self._needed_for_inference()
-        missing = [key for key in incompatible.missing_keys if needed(key)]
+        uses_teacher = getattr(self.model, "eval_head", "student") == "teacher"
+        unused = () if uses_teacher else self.TRAINING_ONLY
+        missing = [key for key in incompatible.missing_keys if not key.startswith(unused)]
         shapes = [
-            f"{key}: {tuple(theirs)} in the file, {tuple(ours)} in the model"
-            for key, theirs, ours in incompatible.incorrect_shapes
-            if needed(key)
+            f"{key}: {tuple(in_file)} in the file, {tuple(in_model)} in the model"
+            for key, in_file, in_model in incompatible.incorrect_shapes
+            if not key.startswith(unused)
         ]
         if missing or shapes:
             raise UserError(
@@ -89,11 +88,6 @@ class MimicCheckpointer(DetectionCheckpointer):
                 + (f"Other shapes: {_some(shapes)}. " if shapes else "")
                 + "Is it a checkpoint of this config, with as many classes?"
             )
-
-    def _needed_for_inference(self):
-        uses_teacher = getattr(self.model, "eval_head", "student") == "teacher"
-        training_only = () if uses_teacher else self.TRAINING_ONLY
-        return lambda key: not key.startswith(training_only)
 
 
 def load_weights(model: nn.Module, path: str, strict: bool = True) -> None:

@@ -10,12 +10,15 @@ The published models: registry.json, and downloads that are checked against it.
 import hashlib
 import json
 import os
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.utils.file_io import PathManager
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, file_errors
 
 REGISTRY_FILE = Path(__file__).with_name("registry.json")
 FILE_KINDS = ("checkpoint", "onnx")
@@ -50,35 +53,25 @@ def file_sha256(path: str | Path) -> str:
 
 
 def verify_download(address: str, path: str | Path) -> None:
-    """
-    Check a local copy of a published file; addresses that the registry does not know pass.
-
-    Raises:
-        UserError: the copy's SHA-256 is another.
-    """
+    """Raise UserError where the copy of a published file has another SHA-256 than it."""
     published = {
         entry[kind]["url"]: entry[kind]["sha256"]
         for entry in read_registry().values()
         for kind in FILE_KINDS
         if kind in entry
     }
-    wanted = published.get(address)
-    if wanted is None:
-        return
-    found = file_sha256(path)
-    if found != wanted:
+    sha256 = file_sha256(path) if address in published else None
+    if sha256 != published.get(address):
         raise UserError(
-            f"{address}: the copy {path} has SHA-256 {found}, the registry says {wanted}. "
-            "Remove the copy to have it fetched again"
+            f"{address}: the copy {path} has SHA-256 {sha256}, the registry says "
+            f"{published[address]}. Remove the copy to have it fetched again"
         )
 
 
 def fetch(address: str) -> str:
     """
-    A local copy of MODEL.WEIGHTS, downloaded if need be, checked where it is a published file.
-
-    Raises:
-        UserError: there is no such file, or it is not what was published.
+    A local copy of MODEL.WEIGHTS, downloaded if need be; UserError where there is no such file, or
+    it is not the one that was published.
     """
     if "://" not in address and not os.path.isfile(address):
         raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {address!r}")
@@ -89,3 +82,30 @@ def fetch(address: str) -> str:
         raise UserError(f"MODEL.WEIGHTS: {address!r} cannot be had: {error}") from error
     verify_download(address, path)
     return path
+
+
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """
+    The state dict of a .safetensors file or of a file of torch.save, by itself or under the key
+    "model" or "state_dict". Only tensors are read, no code is run.
+
+    Raises:
+        UserError: no such file, or it holds no state dict.
+    """
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        with file_errors():
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is no file of tensors that torch.save wrote: {error}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        raise UserError(f"{path} holds no state dict of tensors")
+    return dict(content)

@@ -12,10 +12,9 @@ from ..config import load_config
 from ..data import register_datasets
 from ..utils.errors import UserError, check_installed
 from ..utils.files import new_path
-from .registry import fetch, file_sha256
+from .checkpointer import MimicCheckpointer
+from .registry import fetch, file_sha256, read_state_dict
 
-# The T-head; the optimizer's and the trainer's state lie outside the checkpoint's "model".
-DROPPED = ("roi_heads.",)
 ENDINGS = (".pth", ".safetensors")
 METADATA_KEY = "mimicdet"  # in safetensors' header, in a .pth, in ONNX's metadata_props
 
@@ -41,8 +40,11 @@ def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: s
         raise UserError(f"--output: there is no folder for {output!r}")
     if output.endswith(".safetensors"):
         check_installed(f"--output {output}", "safetensors")
-    state = _state_dict(source)
-    state = {k: v.contiguous() for k, v in state.items() if not k.startswith(DROPPED)}
+    state = {
+        name: value.contiguous()
+        for name, value in read_state_dict(source).items()
+        if not name.startswith(MimicCheckpointer.TRAINING_ONLY)
+    }
     if not any(key.startswith("student_head.") for key in state):
         raise UserError(f"{source} holds no student: it has no parameter student_head.*")
     for name, value in state.items():
@@ -102,19 +104,6 @@ def load_deployed_cfg(config_file: str, opts: list[str]) -> tuple[CfgNode, list[
         return cfg, names
     register_datasets(cfg)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = MetadataCatalog.get(name).as_dict().get("thing_classes")
-        if classes:
+        if classes := MetadataCatalog.get(name).get("thing_classes", None):
             return cfg, list(classes)
     raise UserError("the classes' names are not known: no data set in DATASETS.TRAIN or TEST")
-
-
-def _state_dict(path: str) -> dict[str, torch.Tensor]:
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds no state_dict")
-    return state

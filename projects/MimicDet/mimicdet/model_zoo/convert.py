@@ -10,28 +10,16 @@ import numpy as np
 import torch
 import torchvision
 
+from ..checkpoint.registry import read_state_dict
 from ..utils.errors import UserError, file_errors, make_folder
 
 # Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and the
 # networks of mimicdet.backbones, which keep torchvision's names.
 ARCHITECTURES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *(f"resnext{size}" for size in ("50_32x4d", "101_32x8d", "101_64x4d")),
     "mobilenet_v2",
-    "vgg11",
-    "vgg13",
-    "vgg16",
-    "vgg19",
-    "vgg11_bn",
-    "vgg13_bn",
-    "vgg16_bn",
-    "vgg19_bn",
+    *(f"vgg{depth}{norm}" for norm in ("", "_bn") for depth in (11, 13, 16, 19)),
 )
 
 # What torchvision's weights expect of an image, in Detectron2's unit (0 to 255, RGB).
@@ -106,17 +94,7 @@ def _convert_staged(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndar
 
 
 def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") -> dict[str, Any]:
-    """
-    Published weights of torchvision, fetched to its cache.
-
-    Args:
-        architecture: one of ARCHITECTURES.
-        weights: a member of the architecture's weight enum, e.g. "IMAGENET1K_V1".
-
-    Raises:
-        UserError: unknown architecture, or it has no such weights.
-    """
-    # Here, not above: every import of mimicdet.model_zoo would pay for torchvision's models.
+    """Published weights of torchvision, fetched to its cache; see convert_backbone."""
     if architecture not in ARCHITECTURES:
         raise UserError(f"Unknown backbone {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     enum = torchvision.models.get_model_weights(architecture)
@@ -128,37 +106,14 @@ def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") 
         return dict(enum[weights].get_state_dict(progress=True, check_hash=True))
 
 
-def load_weights_file(path: str | Path) -> dict[str, Any]:
-    """
-    State dict of a local .pth file; one that is wrapped as {"state_dict": ...} or {"model": ...}
-    is unwrapped. Only tensors are read, no code is run.
-
-    Raises:
-        UserError: no such file, or it holds no state dict.
-    """
-    try:
-        with file_errors():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is no file of tensors that torch.save wrote: {error}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise UserError(f"{path} holds no state dict of tensors")
-    return dict(content)
-
-
 def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K_V1") -> int:
     """
     Write torchvision's backbone as a .pkl that MODEL.WEIGHTS takes.
 
     Args:
-        source: one of ARCHITECTURES, or the path of a .pth file with such a model's state dict.
+        source: one of ARCHITECTURES, or a file with such a model's weights; see read_state_dict.
         output: the .pkl to write; its folder is made.
-        weights: which of torchvision's weights of that architecture; unused for a file.
+        weights: a member of the architecture's weight enum in torchvision; unused for a file.
 
     Returns:
         Number of arrays written.
@@ -171,7 +126,7 @@ def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K
     if output.suffix != ".pkl":
         raise UserError(f"The output must end in .pkl, not {output.name!r}")
     is_file = source.endswith((".pth", ".pt")) or Path(source).is_file()
-    state_dict = load_weights_file(source) if is_file else load_torchvision_weights(source, weights)
+    state_dict = read_state_dict(source) if is_file else load_torchvision_weights(source, weights)
     model = convert_state_dict(state_dict)
     make_folder(output.parent)
     with file_errors(), open(output, "wb") as file:

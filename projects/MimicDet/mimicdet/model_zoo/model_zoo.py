@@ -4,13 +4,13 @@ import difflib
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import load_weights
 from ..checkpoint.registry import read_registry
-from ..config import add_mimicdet_config
+from ..config import load_config
 from ..data import register_datasets
 from ..utils.errors import UserError
 
@@ -38,16 +38,16 @@ def list_configs() -> list[str]:
 
 def _full_name(name: str) -> str:
     """A name as list_configs() spells it; see get_config_file() for the spellings it takes."""
-    wanted = name if name.endswith(".yaml") else name + ".yaml"
+    requested = name if name.endswith(".yaml") else name + ".yaml"
     known = list_configs()
-    if wanted in known:
-        return wanted
-    matches = [full for full in known if Path(full).name == wanted]
+    if requested in known:
+        return requested
+    matches = [full for full in known if Path(full).name == requested]
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise UserError(f"The config name {name!r} is ambiguous: {', '.join(matches)}")
-    near = difflib.get_close_matches(wanted, known + [Path(full).name for full in known], n=3)
+    near = difflib.get_close_matches(requested, known + [Path(full).name for full in known], n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise UserError(f"There is no config {name!r} in {_config_root()}{hint}")
 
@@ -61,19 +61,13 @@ def get_config_file(name: str) -> str:
             ".yaml" may be left out, and the folder too where the file's name is unique.
 
     Raises:
-        UserError: there is no such config, or several have this name.
+        UserError: there is no such config, or several have this name; so do the functions below.
     """
     return str(_config_root() / _full_name(name))
 
 
 def get_checkpoint_url(name: str) -> str:
-    """
-    Address of the trained checkpoint of a config.
-
-    Raises:
-        UserError: there is no such config.
-        RuntimeError: no checkpoint of it is published.
-    """
+    """Address of the trained checkpoint of a config; RuntimeError where none is published."""
     full_name = _full_name(name)
     entry = read_registry().get(full_name)
     if entry is None:
@@ -90,17 +84,10 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
     Args:
         name: see get_config_file().
-        trained: True sets MODEL.WEIGHTS to the published checkpoint, which MimicCheckpointer checks
-            against the registry when it loads it; False leaves the ImageNet
-            weights (or none) that training starts from.
-
-    Raises:
-        UserError: there is no such config, or several have this name.
-        RuntimeError: `trained`, and no checkpoint of it is published.
+        trained: set MODEL.WEIGHTS to get_checkpoint_url(name), which MimicCheckpointer checks
+            against the registry; False leaves the ImageNet weights that training starts from.
     """
-    cfg = get_cfg()
-    add_mimicdet_config(cfg)
-    cfg.merge_from_file(get_config_file(name))
+    cfg = load_config(get_config_file(name))
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
     return cfg
@@ -111,13 +98,8 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     A model in evaluation mode.
 
     Args:
-        name: see get_config_file().
-        trained: load the published checkpoint, checked against the registry; False: random weights.
+        name, trained: see get_config(); without `trained` the weights are random.
         device: None: CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: no such config, or a copy of the checkpoint that is not the published one.
-        RuntimeError: `trained`, and no checkpoint of it is published.
     """
     cfg = get_config(name, trained)
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:  # as many as the data have
