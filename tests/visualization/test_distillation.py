@@ -233,7 +233,7 @@ def test_channels_are_in_order_of_the_outer_variance():
     assert "smaller inside in 1 of 2 channels" in axes.get_title(loc="left")
     everywhere = channel_variance(maps, [torch.ones(1, 4, dtype=torch.bool)])
     (axes,) = draw_variance([everywhere], [16]).get_axes()
-    assert axes.get_title(loc="left") == "stride 16: no position outside"
+    assert axes.get_title(loc="left") == "stride 16: no location outside"
 
 
 def test_anchors_are_in_the_teachers_order():

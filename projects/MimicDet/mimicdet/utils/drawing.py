@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -18,38 +17,46 @@ Rect = tuple[float, float, float, float]
 _EDGE: Color = (20, 20, 24)
 
 
-@dataclass(frozen=True)
-class BoxStyle:
-    """How boxes are drawn; sizes in pixels of the picture."""
-
-    line_width: int = 3
-    font_size: int = 14
-
-
 def class_color(index: int) -> Color:
     """Return the RGB colour (0..255) of class `index`, the same in every picture."""
-    blue, green, red = drawing.class_color(index)
-    return red, green, blue
+    return drawing.class_color(index)[::-1]
 
 
 def text_color(background: Color) -> Color:
-    """Return black or near-white, whichever is easier to read on `background` (RGB, 0..255)."""
-    red, green, blue = background
-    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    return (0, 0, 0) if luminance > 150 else (255, 255, 255)
+    """Return black or white, whichever is easier to read on `background` (RGB, 0..255)."""
+    return drawing.text_color(background[::-1])
 
 
 @functools.lru_cache(maxsize=32)
 def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """
-    Return DejaVu Sans in `size` pixels.
-
-    The file comes with matplotlib, which Detectron2 needs anyway, so that no font of the system
-    is required.
-    """
+    """Return DejaVu Sans in `size` pixels: matplotlib's file, so that the system needs no font."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size)
+
+
+def draw_key(
+    draw: ImageDraw.ImageDraw,
+    keys: Sequence[tuple[str, Color]],
+    start: tuple[float, float],
+    right: float,
+    font_size: int,
+    ink: Color,
+) -> float:
+    """
+    Write what colours mean in rows from `start` (x, y) to x = `right` at most; returns the last
+    row's y. All in pixels.
+    """
+    font = load_font(font_size)
+    x, y = start
+    for name, color in keys:
+        width = 3 * font_size + font.getlength(name)
+        if x > start[0] and x + width > right:
+            x, y = start[0], y + 1.7 * font_size
+        draw.rounded_rectangle((x, y + 1, x + font_size, y + 1 + font_size), radius=3, fill=color)
+        draw.text((x + 1.5 * font_size, y), name, font=font, fill=ink)
+        x += width
+    return y
 
 
 def draw_grid(axes: Axes) -> None:
@@ -60,14 +67,13 @@ def draw_grid(axes: Axes) -> None:
 
 def draw_box(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int, dashed: bool) -> None:
     """Draw one XYXY box (pixels) with a thin dark edge that keeps it visible on any background."""
-    x0, y0, x1, y1 = box
-    half = width // 2
-    outer = (x0 - half - 1, y0 - half - 1, x1 + half + 1, y1 + half + 1)
     if dashed:
         _draw_dashed(draw, box, color, width)
         return
-    draw.rectangle(outer, outline=_EDGE, width=width + 2)
-    draw.rectangle((x0 - half, y0 - half, x1 + half, y1 + half), outline=color, width=width)
+    x0, y0, x1, y1 = box
+    for outside, fill in ((width // 2 + 1, _EDGE), (width // 2, color)):
+        rect = (x0 - outside, y0 - outside, x1 + outside, y1 + outside)
+        draw.rectangle(rect, outline=fill, width=width + 2 * (outside - width // 2))
 
 
 def _draw_dashed(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int) -> None:
@@ -87,17 +93,9 @@ def _overlap(a: Rect, b: Rect) -> float:
 
 def place_label(box: Rect, size: tuple[float, float], bounds: Rect, taken: Sequence[Rect]) -> Rect:
     """
-    Choose where the label of `box` goes.
-
-    Args:
-        box: XYXY, pixels.
-        size: width and height of the label, pixels.
-        bounds: XYXY of the picture; the label is kept inside.
-        taken: labels placed before, XYXY.
-
-    Returns:
-        XYXY of the label: the first of above, inside, below and their right-aligned twins that
-        covers the least of the labels placed before.
+    Choose where the label of `box` goes: the first of above, inside, below and their right-aligned
+    twins that covers the least of the labels `taken` before. All are XYXY in pixels but `size`,
+    the label's (width, height); the label is kept inside `bounds`.
     """
     x0, y0, x1, y1 = box
     width, height = size
@@ -121,7 +119,9 @@ def draw_labelled_boxes(
     colors: Sequence[Color],
     labels: Sequence[str],
     dashed: Sequence[bool] | None = None,
-    style: BoxStyle | None = None,
+    *,
+    line_width: int = 3,
+    font_size: int = 14,
 ) -> None:
     """
     Draw boxes and their labels on `image`, in place; the first box ends up on top.
@@ -129,20 +129,18 @@ def draw_labelled_boxes(
     Args:
         image: an RGB picture.
         boxes: (N, 4) XYXY in pixels of `image`.
-        colors: N RGB colours.
         labels: N texts; an empty one draws no label.
         dashed: N flags; None: every line is solid.
-        style: line and font size.
+        line_width, font_size: pixels.
     """
-    style = style or BoxStyle()
     draw = ImageDraw.Draw(image)
-    font = load_font(style.font_size, bold=True)
+    font = load_font(font_size, bold=True)
     flags = dashed if dashed is not None else [False] * len(boxes)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 2)
     # Pillow refuses a rectangle whose right side is left of its left one.
     rects = np.concatenate([boxes.min(axis=1), boxes.max(axis=1)], axis=1).tolist()
     for rect, color, flag in reversed(list(zip(rects, colors, flags, strict=True))):
-        draw_box(draw, rect, color, style.line_width, flag)
+        draw_box(draw, rect, color, line_width, flag)
     # Labels after all the boxes: no line runs through a text.
     taken: list[Rect] = []
     for rect, color, label in zip(rects, colors, labels, strict=True):

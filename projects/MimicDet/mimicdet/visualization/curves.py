@@ -19,6 +19,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from ..utils.drawing import draw_grid
 from ..utils.errors import UserError, read_text
 
+logger = logging.getLogger(__name__)
+
 # A scalar's name -> its iterations (rising) and values.
 Metrics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -71,9 +73,7 @@ def read_metrics(
             record = json.loads(line)
             iteration = int(record["iteration"])
         except (ValueError, TypeError, KeyError):
-            logging.getLogger(__name__).warning(
-                "%s, line %d is no record and is left out", path, number
-            )
+            logger.warning("%s, line %d is no record and is left out", path, number)
             continue
         for key, value in record.items():
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -165,12 +165,7 @@ def draw_panel(axes: Axes, panel: Panel, last: float) -> None:
 
 
 def build_figure(metrics: Metrics, title: str = "") -> Figure:
-    """
-    Draw a panel for each group of scalars that `metrics` holds.
-
-    Raises:
-        UserError: it holds none that is plotted.
-    """
+    """Draw a panel for each group of scalars in `metrics`; UserError where none is plotted."""
     panels = group_scalars(metrics)
     if not panels:
         raise UserError("no losses, AP, cosines, box counts or learning rates to plot")
@@ -202,14 +197,8 @@ def plot_curves(
     metrics_json_path: str | PathLike[str], output_png: str | PathLike[str], title: str = ""
 ) -> None:
     """
-    Draw the curves of a training run: losses, AP, mimic cosines, box counts, learning rate.
-
-    Panels appear for what the file holds; see `read_metrics` for what it may look like.
-
-    Args:
-        metrics_json_path: OUTPUT_DIR/metrics.json of a run.
-        output_png: the picture; its folder is made if it is missing.
-        title: headline.
+    Draw the curves of a training run: losses, AP, mimic cosines, box counts, learning rate, as far
+    as OUTPUT_DIR/metrics.json holds them; see `read_metrics`. The picture's folder is made.
 
     Raises:
         UserError: there is no such file, or it holds no scalar that is plotted.

@@ -2,7 +2,7 @@
 What student and teacher make of an image: imitation regions, variances, differences, ranks.
 
 Everything is told in pixels of the network's input. L, C, Hl, Wl, P: see distillation/tensors.py.
-Positions of the padding behind an image are left out.
+Locations in the padding behind an image are left out.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,15 @@ class Region:
 
     @property
     def shares(self) -> list[float]:
-        """Of each level the share of its positions that is inside, 0 to 1."""
+        """Of each level the share of its locations that is inside, 0 to 1."""
         return [float(mask.float().mean()) for mask in self.masks]
 
 
 @dataclass(frozen=True)
 class ChannelVariance:
-    """Variance of each channel over the positions inside and outside a mask."""
+    """Variance of each channel over the locations inside and outside a mask."""
 
-    inside: Tensor  # (C,); NaN without a position
+    inside: Tensor  # (C,); NaN without a location
     outside: Tensor  # (C,)
 
     @property
@@ -115,8 +115,8 @@ def imitation_regions(
         for x, anchors, stride in zip(student.features, student.anchors, strides):
             height, width = x.shape[-2:]
             boxes = student.gt_boxes[:1]
-            found = near_object_masks(anchors, boxes, (height, width), psi, threshold)
-            masks.append(visible(found[0], image_size, stride))
+            near = near_object_masks(anchors, boxes, (height, width), psi, threshold)
+            masks.append(visible(near[0], image_size, stride))
         regions.append(Region(label, masks))
     return regions
 
@@ -124,7 +124,7 @@ def imitation_regions(
 @torch.no_grad()
 def channel_variance(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> ChannelVariance:
     """
-    FGFI's Fig. 6 (b), (c): positions of all images together, each channel by itself.
+    FGFI's Fig. 6 (b), (c): locations of all images together, each channel by itself.
 
     Args:
         maps: of each image (C, H, W), one level of the teacher's features; masks: (H, W) bool.
@@ -170,22 +170,23 @@ def object_ranks(
     Args:
         readings: layout.class_scores of student and teacher.
     """
-    found = student.positives
+    positives = student.positives
+    sides = (student, teacher)
     class_scores = [
-        _object_scores(side, found, reading) for side, reading in zip((student, teacher), readings)
+        _object_scores(side, positives, reading) for side, reading in zip(sides, readings)
     ]
-    boxes = [side.pred_boxes_at(found) for side in (student, teacher)]
-    ious = [aligned_iou(x, found.gt_boxes) for x in boxes]
-    anchors = torch.cat(student.anchors)[found.anchors]
+    boxes = [side.pred_boxes_at(positives) for side in sides]
+    ious = [aligned_iou(x, positives.gt_boxes) for x in boxes]
+    anchors = torch.cat(student.anchors)[positives.anchors]
     ranks = []
-    for index in range(found.num_objects):
-        own = torch.nonzero(found.objects == index).squeeze(1)
+    for index in range(positives.num_objects):
+        own = torch.nonzero(positives.objects == index).squeeze(1)
         if len(own) < 2:
             continue
         ranks.append(
             ObjectRanks(
-                gt_box=found.gt_boxes[own[0]],
-                gt_class=int(found.gt_classes[own[0]]),
+                gt_box=positives.gt_boxes[own[0]],
+                gt_class=int(positives.gt_classes[own[0]]),
                 anchors=anchors[own],
                 class_scores=RankSignal(*(x[own] for x in class_scores)),
                 ious=RankSignal(*(x[own] for x in ious)),
@@ -196,7 +197,7 @@ def object_ranks(
     return sorted(ranks, key=lambda x: x.class_scores.divergence, reverse=True)
 
 
-def _object_scores(side: DetectorTensors, found: Positives, reading: str) -> Tensor:
+def _object_scores(side: DetectorTensors, positives: Positives, reading: str) -> Tensor:
     """(P,) probabilities of the classes of the positives' objects."""
-    values = scores(side.class_logits_at(found).float(), reading)
-    return values.gather(1, found.gt_classes[:, None]).squeeze(1)
+    values = scores(side.class_logits_at(positives).float(), reading)
+    return values.gather(1, positives.gt_classes[:, None]).squeeze(1)

@@ -94,13 +94,12 @@ def draw_variance(levels: Sequence[ChannelVariance], strides: Sequence[int]) -> 
             (level.inside, _MASK, "inside"),
         ):
             axes.plot(values.cpu()[order].numpy(), color=color, label=label, linewidth=1.2)
-            told = f"no position {label}" if values.isnan().any() else told
+            told = f"no location {label}" if values.isnan().any() else told
         axes.set_title(f"stride {stride}: {told}", loc="left", fontsize=9)
         axes.set_xlabel("channel")
         axes.set_ylabel("variance")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        _legend(axes)
     return figure
 
 
@@ -161,6 +160,10 @@ def _plot_signal(axes: Axes, values: tuple[Tensor, Tensor], signal: RankSignal, 
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xlabel("positive anchors, in the teacher's order")
     axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 

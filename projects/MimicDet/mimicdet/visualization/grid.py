@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from ..evaluation.matching import check_results
-from ..utils.drawing import BoxStyle, class_color, draw_labelled_boxes, load_font
+from ..utils.drawing import class_color, draw_key, draw_labelled_boxes, load_font
 from ..utils.errors import UserError, read_json
 
 # COCO-format results: a file, its records, or a predictor (DefaultPredictor: BGR image -> output).
@@ -58,9 +58,7 @@ def draw_detections(
         boxes: (N, 4) XYXY in pixels of `image`.
         classes: N contiguous class ids, 0..len(class_names) - 1.
         scores: N scores 0..1, or None for ground truth.
-        class_names: name of each class.
-        width: picture's width in pixels, the image is resized to it before lines and texts are
-            drawn, so that they stay crisp; None: as the image.
+        width: of the picture in pixels, the image is resized to it first; None: as the image.
         crowd: N flags; crowd regions are drawn dashed.
 
     Returns:
@@ -98,19 +96,15 @@ def draw_detections(
         [class_color(int(classes[i])) for i in order],
         [labels[i] for i in order],
         dashed=None if crowd is None else [bool(crowd[i]) for i in order],
-        style=BoxStyle(
-            line_width=int(np.clip(picture.width // 150, 2, 4)),
-            font_size=int(np.clip(picture.width // 36, 11, 18)),
-        ),
+        line_width=int(np.clip(picture.width // 150, 2, 4)),
+        font_size=int(np.clip(picture.width // 36, 11, 18)),
     )
     return np.asarray(picture)
 
 
-def pick_evenly(count: int, wanted: int) -> list[int]:
-    """Return at most `wanted` indices spread evenly over range(count), always the same ones."""
-    if count <= 0 or wanted <= 0:
-        return []
-    return sorted({int(index) for index in np.linspace(0, count - 1, min(wanted, count)).round()})
+def pick_evenly(count: int, at_most: int) -> list[int]:
+    """Return indices spread evenly over range(count), always the same ones."""
+    return np.linspace(0, count - 1, max(min(at_most, count), 0)).round().astype(int).tolist()
 
 
 def detection_grid(
@@ -135,7 +129,6 @@ def detection_grid(
         output_png: where the grid is written; None: nowhere.
         num_images: cells at most; images are picked evenly over the data set.
         columns: cells side by side.
-        score_threshold: detections below are left out.
         panel_width: width in pixels of each of a cell's two pictures.
         title: headline; the data set's name by default.
 
@@ -161,14 +154,17 @@ def detection_grid(
         image = read_image(record["file_name"], "RGB")
         if callable(detections):
             output = detections(np.ascontiguousarray(image[:, :, ::-1]))
-            found = _from_predictor(output, score_threshold)
+            results = _from_predictor(output, score_threshold)
         else:
-            results = by_image.get(record["image_id"], [])
-            found = _from_results(results, metadata, score_threshold)
+            of_image = by_image.get(record["image_id"], [])
+            results = _from_results(of_image, metadata, score_threshold)
         truth = _from_record(record)
-        shown |= set(found.classes.tolist()) | set(truth.classes.tolist())
-        header = f"Detections: {len(found.boxes)}", f"Ground truth: {len(truth.boxes)}"
-        cells.append(_draw_cell(image, found, truth, names, header, panel_width))
+        shown |= {*results.classes.tolist(), *truth.classes.tolist()}
+        sides = {
+            f"Detections: {len(results.boxes)}": results,
+            f"Ground truth: {len(truth.boxes)}": truth,
+        }
+        cells.append(_draw_cell(image, sides, names, panel_width))
     subtitle = (
         f"{len(chosen)} of {len(records)} images, detections with a score of at least "
         f"{score_threshold:.2f}"
@@ -251,28 +247,25 @@ def boxes_from_record(record: dict[str, Any]) -> np.ndarray:
 
 
 def _draw_cell(
-    image: np.ndarray,
-    found: _Objects,
-    truth: _Objects,
-    names: Sequence[str],
-    header: tuple[str, str],
-    width: int,
+    image: np.ndarray, sides: dict[str, _Objects], names: Sequence[str], width: int
 ) -> Image.Image:
     """Draw a card with two headed pictures of `width` pixels; very tall images are made smaller."""
     height, limit = image.shape[0] * width / image.shape[1], 1.25 * width
-    drawn = width if height <= limit else max(round(width * limit / height), 1)
+    fitting = width if height <= limit else max(round(width * limit / height), 1)
     panels = [
         Image.fromarray(
-            draw_detections(image, o.boxes, o.classes, o.scores, names, width=drawn, crowd=o.crowd)
+            draw_detections(
+                image, x.boxes, x.classes, x.scores, names, width=fitting, crowd=x.crowd
+            )
         )
-        for o in (found, truth)
+        for x in sides.values()
     ]
     size = (2 * width + 3 * _PADDING, panels[0].height + _HEADER + 2 * _PADDING)
     cell = Image.new("RGB", size, _CARD)
     draw = ImageDraw.Draw(cell)
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=_CARD_EDGE)
     top = _PADDING + _HEADER
-    for side, (panel, text) in enumerate(zip(panels, header, strict=True)):
+    for side, (panel, text) in enumerate(zip(panels, sides)):
         left = _PADDING + side * (width + _PADDING)
         draw.text((left, _PADDING), text, font=load_font(15, bold=True), fill=_INK)
         draw.rectangle((left, top, left + width - 1, top + panel.height - 1), fill=_MAT)
@@ -294,14 +287,8 @@ def _compose(
     draw = ImageDraw.Draw(grid)
     draw.text((_MARGIN, _MARGIN), title, font=load_font(24, bold=True), fill=_INK)
     draw.text((_MARGIN, _MARGIN + 32), subtitle, font=load_font(14), fill=_FAINT)
-    x, top = _MARGIN, _MARGIN + 58
-    for name, color in legend:
-        needed = 44 + round(load_font(14).getlength(name))
-        if x > _MARGIN and x + needed > grid.width - _MARGIN:
-            x, top = _MARGIN, top + 24
-        draw.rounded_rectangle((x, top + 2, x + 14, top + 16), radius=3, fill=color)
-        draw.text((x + 20, top), name, font=load_font(14), fill=_INK)
-        x += needed
+    start = (_MARGIN, _MARGIN + 58)
+    top = round(draw_key(draw, legend, start, grid.width - _MARGIN, 14, _INK))
     top += 32 if legend else 0
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]

@@ -1,5 +1,6 @@
 """Where the S-head looks: adjusted anchor boxes and sampling points, as in the paper's Fig. 3."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..modeling.layers import SparsePyramid
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..modeling.postprocess import best_detections
-from ..utils.drawing import BoxStyle, Color, draw_labelled_boxes, load_font, text_color
+from ..utils.drawing import Color, draw_key, draw_labelled_boxes, load_font, text_color
 from ..utils.errors import UserError
 
 ADJUSTED: Color = (255, 214, 10)  # Fig. 3: yellow box, red dots
@@ -44,18 +45,12 @@ class SamplingRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As lists and numbers that json.dump takes; places are rounded to 1/100 pixel."""
-        return {
-            "image_size": list(self.image_size),
-            "proposals": self.proposals.round(2).tolist(),
-            "anchors": self.anchors.round(2).tolist(),
-            "points": [points.round(2).tolist() for points in self.points],
-            "levels": list(self.levels),
-            "strides": list(self.strides),
-            "objectness": self.objectness.round(4).tolist(),
-            "boxes": self.boxes.round(2).tolist(),
-            "classes": self.classes.tolist(),
-            "scores": self.scores.round(4).tolist(),
-        }
+        content = vars(self) | {"points": [points.round(2).tolist() for points in self.points]}
+        for key in ("proposals", "anchors", "boxes"):
+            content[key] = content[key].round(2).tolist()
+        for key in ("objectness", "classes", "scores"):
+            content[key] = content[key].round(4).tolist()
+        return content
 
 
 @torch.no_grad()
@@ -70,8 +65,8 @@ def sampling_points(
     """
     Find objects of an image and the points at which the S-head's alignment layer read them (3.3).
 
-    A kernel point at the map's position (y, x) is drawn at its place relative to the centre of that
-    position's anchor, which is (x + 0.5, y + 0.5) * stride with MODEL.ANCHOR_GENERATOR.OFFSET 0.5.
+    A kernel point at the map's location (y, x) is told by its place relative to the centre of that
+    location's anchor, which is (x + 0.5, y + 0.5) * stride with MODEL.ANCHOR_GENERATOR.OFFSET 0.5.
 
     Args:
         model: in evaluation mode.
@@ -164,7 +159,7 @@ def draw_sampling(
 
     Args:
         image: (H, W, 3) uint8, RGB, of any size; record.image_size says what it is resized from.
-        width: of the picture in pixels, text and lines are drawn after the image is resized to it.
+        width: of the picture in pixels, to which the image is resized first.
         title: a line above the image; empty: none.
         show_detections: also the S-head's boxes, green, with class and score.
         gt_boxes: (G, 4) XYXY in record.image_size; drawn dashed, blue.
@@ -195,7 +190,8 @@ def draw_sampling(
         [color for boxes, color, *_ in layers for _ in boxes],
         [label for *_, labels in layers for label in labels],
         [dashed for boxes, _, dashed, _ in layers for _ in boxes],
-        BoxStyle(line_width=max(width // 280, 2), font_size=int(np.clip(width // 44, 11, 17))),
+        line_width=max(width // 280, 2),
+        font_size=int(np.clip(width // 44, 11, 17)),
     )
     return np.asarray(_with_header(picture, title, keys))
 
@@ -217,7 +213,7 @@ def _with_header(
     picture: Image.Image, title: str, keys: Sequence[tuple[str, Color]]
 ) -> Image.Image:
     """The picture under a band with its title and what the colours mean."""
-    font, size = load_font(_HEADER_SIZE), _HEADER_SIZE
+    size = _HEADER_SIZE
     lines = 2 if title else 1
     band = Image.new("RGB", (picture.width, round(1.9 * size * lines)), _BAND)
     draw = ImageDraw.Draw(band)
@@ -225,11 +221,7 @@ def _with_header(
     if title:
         draw.text((size, top), title, font=load_font(size + 2, bold=True), fill=text_color(_BAND))
         top += 1.8 * size
-    left = float(size)
-    for name, color in keys:
-        draw.rounded_rectangle((left, top + 1, left + size, top + 1 + size), radius=3, fill=color)
-        draw.text((left + 1.5 * size, top), name, font=font, fill=text_color(_BAND))
-        left += 3 * size + font.getlength(name)
+    draw_key(draw, keys, (size, top), math.inf, size, text_color(_BAND))
     result = Image.new("RGB", (picture.width, picture.height + band.height), _BAND)
     result.paste(band, (0, 0))
     result.paste(picture, (0, band.height))

@@ -6,7 +6,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from PIL import Image
 
-from ...utils.drawing import BoxStyle, Color, draw_labelled_boxes
+from ...utils.drawing import Color, draw_labelled_boxes
 
 _HIT: Color = (27, 200, 90)
 _MISS: Color = (255, 127, 14)
@@ -52,7 +52,7 @@ def draw_proposals(
         ValueError: `image` is not (3, H, W).
     """
     picture = _to_picture(image, input_format)
-    style = BoxStyle(line_width=2, font_size=12)
+    style = {"line_width": 2, "font_size": 12}
     truth = gt_boxes.tensor if isinstance(gt_boxes, Boxes) else gt_boxes
     truth = truth.detach().cpu().float().reshape(-1, 4)
     logits = proposals.objectness_logits.detach().cpu().float()
@@ -67,7 +67,7 @@ def draw_proposals(
         for rank, probability in enumerate(logits[order].sigmoid().tolist())
     ]
     left, right = picture.copy(), picture
-    draw_labelled_boxes(left, truth.numpy(), [_TRUTH] * len(truth), [""] * len(truth), style=style)
+    draw_labelled_boxes(left, truth.numpy(), [_TRUTH] * len(truth), [""] * len(truth), **style)
     colors = [_HIT if hit else _MISS for hit in hits.tolist()]
-    draw_labelled_boxes(right, boxes.numpy(), colors, labels, style=style)
+    draw_labelled_boxes(right, boxes.numpy(), colors, labels, **style)
     return np.concatenate([np.asarray(left), np.asarray(right)], axis=1)
