@@ -137,12 +137,12 @@ def _detect_images(detector, files, output, writer, args) -> int:
     from .progress import Progress
     from .runner import drawing_path, run_on_images
 
-    def handle(file, image, found) -> bool:
-        found = found.above(args.score)
+    def handle(file, image, detections) -> bool:
+        detections = detections.above(args.score)
         if not args.no_draw:
-            write_image(drawing_path(file, output), draw_detections(image, found))
+            write_image(drawing_path(file, output), draw_detections(image, detections))
         # After the drawing: an image that is recorded is complete.
-        writer.add(file.name, image.shape[:2], found)
+        writer.add(file.name, image.shape[:2], detections)
         return True
 
     done = writer.done
@@ -167,14 +167,16 @@ def _detect_video(detector, path, output, writer, args) -> int:
         raise UserError(f"{target}: the drawing would replace the video; choose another output")
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(contextlib.closing(VideoReader(path)))
-        drawn = stack.enter_context(VideoWriter(target, video.frames_per_second))
+        drawing = stack.enter_context(
+            contextlib.closing(VideoWriter(target, video.frames_per_second))
+        )
         progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
 
-        def handle(number, frame, found) -> bool:
-            found = found.above(args.score)
-            writer.add(f"{path.name}#{number:06d}", frame.shape[:2], found)
+        def handle(number, frame, detections) -> bool:
+            detections = detections.above(args.score)
+            writer.add(f"{path.name}#{number:06d}", frame.shape[:2], detections)
             if not args.no_draw:
-                drawn.write(draw_detections(frame, found))
+                drawing.write(draw_detections(frame, detections))
             return True
 
         if run_on_video(detector, video, handle, progress) == 0:

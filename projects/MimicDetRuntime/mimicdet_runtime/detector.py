@@ -65,22 +65,13 @@ class Detector:
 
     def __call__(self, image: np.ndarray) -> Detections:
         """
-        Detect in one image.
-
-        Args:
-            image: (H, W, 3) uint8, BGR as OpenCV reads it.
-
-        Raises:
-            UserError: the array is no such image.
+        Detect in one (H, W, 3) uint8 image, BGR as OpenCV reads it; UserError for another array.
         """
         return self.detect([image])[0]
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """
-        Detect in several images at once.
-
-        Args:
-            images: each (H, W, 3) uint8 BGR; sizes may differ.
+        Detect in several (H, W, 3) uint8 BGR images at once; sizes may differ.
 
         Raises:
             UserError: an array is no such image, or a model that resizes inside gets several.
@@ -92,13 +83,13 @@ class Detector:
         if not images:
             return []
         resized = [self._resized(image) for image in images]
-        inputs = make_batch(resized, self.info)
-        outputs = self._session.run(_OUTPUTS, inputs)
-        boxes, scores, classes, counts = outputs
-        return [
-            self._detections(boxes[i, :n], scores[i, :n], classes[i, :n], resized[i], images[i])
-            for i, n in enumerate(counts.tolist())
-        ]
+        outputs = self._session.run(_OUTPUTS, make_batch(resized, self.info))
+        results = []
+        for image, from_image, boxes, scores, classes, count in zip(images, resized, *outputs):
+            boxes, has_area = rescale(boxes[:count], from_image.shape[:2], image.shape[:2])
+            kept = (boxes[has_area], scores[:count][has_area], classes[:count][has_area])
+            results.append(Detections(*kept, self.class_names))
+        return results
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         if self.info.includes_resize:
@@ -107,17 +98,6 @@ class Detector:
         # As Detectron2 does: OpenCV's INTER_LINEAR looks at four pixels whatever the factor.
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized)
-
-    def _detections(
-        self,
-        boxes: np.ndarray,
-        scores: np.ndarray,
-        classes: np.ndarray,
-        resized: np.ndarray,
-        image: np.ndarray,
-    ) -> Detections:
-        boxes, keep = rescale(boxes, resized.shape[:2], image.shape[:2])
-        return Detections(boxes[keep], scores[keep], classes[keep], self.class_names)
 
 
 def make_batch(images: Sequence[np.ndarray], info: ModelInfo) -> dict[str, np.ndarray]:

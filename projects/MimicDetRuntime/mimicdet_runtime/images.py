@@ -23,25 +23,17 @@ class ImageFile:
     name: str
 
 
-def is_video(path: str | os.PathLike[str]) -> bool:
-    """True if the name ends as a video's does."""
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
-
-
 def find_images(
     inputs: Iterable[str | os.PathLike[str]], output: Path | None = None
 ) -> list[ImageFile]:
     """
-    List the images of files and folders, folders with all that is below them, sorted by name.
-
-    Args:
-        inputs: files and folders.
-        output: folder of results; what lies in it is left out of the folders given.
+    List the images of files and folders, folders with all that is below them, sorted by name. What
+    lies in the folder of results, `output`, is left out of the folders given.
 
     Raises:
         UserError: an input is missing, a folder holds no image, or two images share a name.
     """
-    found: dict[str, ImageFile] = {}
+    images: dict[str, ImageFile] = {}
     output = output.resolve() if output else None
     for given in map(Path, inputs):
         if given.is_dir():
@@ -53,10 +45,10 @@ def find_images(
         else:
             raise UserError(f"{given}: no such file or folder")
         for file in files:
-            other = found.setdefault(file.name, file)
+            other = images.setdefault(file.name, file)
             if other.path.resolve() != file.path.resolve():
                 raise UserError(f"{other.path} and {file.path}: two images named {file.name}")
-    return list(found.values())
+    return list(images.values())
 
 
 def _images_below(folder: Path, output: Path | None) -> list[ImageFile]:
@@ -71,11 +63,7 @@ def _images_below(folder: Path, output: Path | None) -> list[ImageFile]:
 
 
 def import_cv2():
-    """OpenCV, imported at first use, with a limit on the size of images.
-
-    Raises:
-        UserError: it is not installed or lacks a library of the system.
-    """
+    """OpenCV, imported at first use, with a limit on the size of images; UserError without it."""
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a broken file is reported by us
     try:
@@ -89,13 +77,8 @@ def import_cv2():
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """
-    Decode an image file's content, turned upright by its EXIF orientation as Detectron2 does.
-
-    Returns:
-        (H, W, 3) uint8, BGR.
-
-    Raises:
-        UserError: it is no image that OpenCV reads; the message holds `name`.
+    The (H, W, 3) uint8 BGR image in a file's content, turned upright by its EXIF orientation as
+    Detectron2 does; UserError that holds `name` for what OpenCV cannot read.
     """
     cv2 = import_cv2()
     image = None
@@ -110,27 +93,14 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """
-    Read an image file, turned upright by its EXIF orientation.
-
-    Returns:
-        (H, W, 3) uint8, BGR.
-
-    Raises:
-        UserError: the file is missing or no image.
-    """
+    """Read an image file as `decode_image` does; UserError also where it is missing."""
     with file_errors():
         data = Path(path).read_bytes()
     return decode_image(data, str(path))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """
-    Write an image (H, W, 3) uint8 BGR in the format of the file's ending, making its folder.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a (H, W, 3) uint8 BGR image in the format of the file's ending, making its folder."""
     _, data = import_cv2().imencode(path.suffix, image)
     with file_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,16 +109,15 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 def split_inputs(inputs: Sequence[str]) -> tuple[Path | None, Sequence[str]]:
     """
-    (the video, no images) or (None, the images' paths).
-
-    Raises:
-        UserError: a video among other inputs, or one that is missing.
+    (the video, no images) or (None, the images' paths); UserError for a video among other inputs or
+    one that is missing.
     """
-    videos = [given for given in inputs if is_video(given) and not Path(given).is_dir()]
+    paths = map(Path, inputs)
+    videos = [x for x in paths if x.suffix.lower() in VIDEO_SUFFIXES and not x.is_dir()]
     if not videos:
         return None, inputs
     if len(inputs) > 1:
         raise UserError(f"{videos[0]}: a video has to be the only input")
-    if not Path(videos[0]).is_file():
+    if not videos[0].is_file():
         raise UserError(f"{videos[0]}: no such file")
-    return Path(videos[0]), []
+    return videos[0], []

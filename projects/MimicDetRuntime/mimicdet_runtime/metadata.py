@@ -53,11 +53,7 @@ class ModelInfo:
 
 def parse_metadata(metadata: Mapping[str, str], model: str) -> ModelInfo:
     """
-    Read the metadata of an ONNX file.
-
-    Args:
-        metadata: the file's metadata_props.
-        model: how messages call the file.
+    Read the metadata_props of an ONNX file, which messages call `model`.
 
     Raises:
         UserError: the file was not written by MimicDet's export, is of a later format, or a key
@@ -73,10 +69,10 @@ def parse_metadata(metadata: Mapping[str, str], model: str) -> ModelInfo:
                 f"{model}: format version {version}; this runtime reads version {FORMAT_VERSION}"
             )
         return _model_info(written)
-    except KeyError as error:
-        raise UserError(f"{model}: its metadata lack {error}") from error
     except UserError:
         raise
+    except KeyError as error:
+        raise UserError(f"{model}: its metadata lack {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{model}: its metadata are damaged: {error}") from error
 

@@ -1,5 +1,6 @@
 """Detection over many images or a video: what `mimicdet detect` and demo/demo.py share."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,12 +24,7 @@ class BatchDetector(Protocol):
 
 
 def drawing_path(file: ImageFile, output: Path) -> Path:
-    """
-    Where the picture of `file` with its boxes goes in the folder `output`.
-
-    Raises:
-        UserError: that is the input itself.
-    """
+    """The picture of `file` in the folder `output`; UserError where that is the input itself."""
     target = output / file.name
     if target.resolve() == file.path.resolve():
         raise UserError(f"{target}: the drawing would replace the image; choose another output")
@@ -43,13 +39,8 @@ def run_on_images(
     batch_size: int = 1,
 ) -> list[str]:
     """
-    Detect in image files, in order.
-
-    Args:
-        handle: gets a file, its (H, W, 3) uint8 BGR image and the detections; False stops.
-
-    Returns:
-        a message for each file that could not be read; the others are done.
+    Detect in image files, in order. `handle` gets a file, its (H, W, 3) uint8 BGR image and the
+    detections; False stops. Returns a message for each file that could not be read.
     """
     problems: list[str] = []
 
@@ -62,26 +53,14 @@ def run_on_images(
                 progress.say(f"skipped: {error}")
                 progress.advance()
 
-    for group in _groups(readable(), batch_size):
+    images = readable()
+    while group := list(itertools.islice(images, batch_size)):
         results = detector.detect([image for _, image in group])
-        for (file, image), found in zip(group, results):
-            if not handle(file, image, found):
+        for (file, image), detections in zip(group, results):
+            if not handle(file, image, detections):
                 return problems
             progress.advance()
     return problems
-
-
-def _groups(
-    items: Iterable[tuple[ImageFile, np.ndarray]], size: int
-) -> Iterator[list[tuple[ImageFile, np.ndarray]]]:
-    group = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def run_on_video(
@@ -91,15 +70,8 @@ def run_on_video(
     progress: Progress,
 ) -> int:
     """
-    Detect in frames one after another.
-
-    Args:
-        frames: (H, W, 3) uint8 BGR.
-        handle: gets the number of a frame, counted from 1, the frame and its detections; False
-            stops.
-
-    Returns:
-        the number of frames.
+    Detect in (H, W, 3) uint8 BGR frames one after another; returns their number. `handle` gets the
+    number of a frame, counted from 1, the frame and its detections; False stops.
     """
     number = 0
     for number, frame in enumerate(frames, 1):

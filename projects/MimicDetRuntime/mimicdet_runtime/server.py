@@ -91,12 +91,7 @@ class Models:
         return self._load is not None
 
     def add(self, source: Any, name: str, uploaded: bool = False) -> dict[str, Any]:
-        """
-        Load a model from a path or from the content of a file; of uploads the newest four stay.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
+        """Load a model from a path or a file's content; of uploads the newest four stay."""
         if self._load is None:
             raise UserError("this server takes no models")
         return self.put(self._load(source, name), name, uploaded)
@@ -114,10 +109,7 @@ class Models:
         return _describe(key, name, model)
 
     def get(self, key: str) -> ServedModel:
-        """
-        Raises:
-            RequestError: there is no such model.
-        """
+        """The model of an id; RequestError where there is none."""
         with self._lock:
             if key not in self._models:
                 raise RequestError(HTTPStatus.NOT_FOUND, "this model is gone; choose another one")
@@ -253,14 +245,7 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, models: Models, host: str = "127.0.0.1", port: int = 8000) -> None:
-        """
-        Args:
-            models: what the page offers.
-            host, port: where to listen; port 0 takes one that is free.
-
-        Raises:
-            OSError: the address cannot be had.
-        """
+        """Offer models at an address; port 0: any that is free. OSError: it cannot be had."""
         self.models = models
         self._host = host
         self.is_local = _is_loopback(host)
@@ -288,11 +273,11 @@ class PageServer(ThreadingHTTPServer):
         """The answer of /api/detect."""
         with self._busy:
             start = time.perf_counter()
-            found = model(image)
+            result = model(image)
             seconds = time.perf_counter() - start
         detections = [
             {"box": [round(float(v), 2) for v in box], "score": float(score), "class": int(number)}
-            for box, score, number in zip(found.boxes, found.scores, found.classes)
+            for box, score, number in zip(result.boxes, result.scores, result.classes)
         ]
         height, width = image.shape[:2]
         return {"width": width, "height": height, "seconds": seconds, "detections": detections}
@@ -326,12 +311,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def serve(models: Models, host: str, port: int) -> None:
-    """
-    Print the address and answer until Ctrl-C.
-
-    Raises:
-        UserError: the address cannot be had.
-    """
+    """Print the address and answer until Ctrl-C; UserError where the address cannot be had."""
     try:
         server = PageServer(models, host, port)
     except (OSError, OverflowError) as error:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -46,10 +45,8 @@ class VideoReader:
 
 class VideoWriter:
     """
-    Writes frames to an .mp4 file; the first frame sets the size. A context manager.
-
-    Raises (on the first frame):
-        UserError: the file cannot be written.
+    Writes frames to an .mp4 file; the first one sets the size, and raises UserError where the file
+    cannot be written.
     """
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
@@ -72,14 +69,7 @@ class VideoWriter:
             raise UserError(f"{self._path}: cannot be written as a video")
         return writer
 
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Complete the file."""
         if self._writer is not None:
             self._writer.release()

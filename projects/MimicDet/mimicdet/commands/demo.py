@@ -196,7 +196,8 @@ def detect_video(detector: CheckpointDetector, video: VideoReader, target: Path 
         progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
         writer = None
         if target is not None:
-            writer = stack.enter_context(VideoWriter(target, video.frames_per_second))
+            writer = VideoWriter(target, video.frames_per_second)
+            stack.enter_context(contextlib.closing(writer))
 
         def handle(number: int, frame: np.ndarray, found: Detections) -> bool:
             picture = draw_detections(frame, found)
