@@ -315,11 +315,11 @@ def test_results_of_another_machine_are_not_mixed():
     with pytest.raises(ValueError, match="file.json was measured with threads 1, this run has 2"):
         continue_results(old, new, "file.json")
     assert continue_results(old, new_results(CONDITIONS, "b"), "")["commands"] == ["a", "b"]
-    kept = new_results(Conditions("cpu", 1, keeps_freed_memory=True), "b")
-    with pytest.raises(ValueError, match="keeps_freed_memory False, this run has True"):
+    kept = new_results(Conditions("cpu", 1, glibc_trimming_disabled=True), "b")
+    with pytest.raises(ValueError, match="glibc_trimming_disabled False, this run has True"):
         continue_results(old, kept, "file.json")
-    del old["keeps_freed_memory"]
-    with pytest.raises(ValueError, match="keeps_freed_memory False, this run has True"):
+    del old["glibc_trimming_disabled"]
+    with pytest.raises(ValueError, match="glibc_trimming_disabled False, this run has True"):
         continue_results(old, kept, "file.json")
 
 
@@ -469,20 +469,20 @@ def test_tool_measures_and_writes(tmp_path, monkeypatch, capsys):
     assert row(report, "backbone")[0] == "backbone"
 
 
-def test_freed_memory_is_kept_where_it_can_be(tmp_path, monkeypatch, capsys):
+def test_glibc_trimming_is_disabled_where_it_can_be(tmp_path, monkeypatch, capsys):
     called = []
-    monkeypatch.setattr(results_module, "keep_freed_memory", lambda: called.append(1) or True)
+    monkeypatch.setattr(results_module, "disable_glibc_trimming", lambda: called.append(1) or True)
     arguments = ["--quick", "--mode", "eval", "--sizes", "32", "--detectors", "backbone"]
     arguments += ["--threads", "1", "--output", str(tmp_path / "results.json")]
     assert command_line.main(arguments) == 0 and not called
     assert "freed tensors" not in capsys.readouterr().out
     arguments[-1] = str(tmp_path / "kept.json")
-    assert command_line.main([*arguments, "--keep-freed-memory"]) == 0 and called
-    assert "the memory of freed tensors is kept" in capsys.readouterr().out
-    monkeypatch.setattr(results_module, "keep_freed_memory", lambda: False)
+    assert command_line.main([*arguments, "--disable-glibc-trimming"]) == 0 and called
+    assert "glibc trimming disabled" in capsys.readouterr().out
+    monkeypatch.setattr(results_module, "disable_glibc_trimming", lambda: False)
     arguments[-1] = str(tmp_path / "refused.json")
-    assert command_line.main([*arguments, "--keep-freed-memory"]) == 2
-    assert "--keep-freed-memory needs glibc" in capsys.readouterr().err
+    assert command_line.main([*arguments, "--disable-glibc-trimming"]) == 2
+    assert "--disable-glibc-trimming needs glibc" in capsys.readouterr().err
 
 
 def test_onnx_row_gives_the_file_one_canvas_of_all_images(monkeypatch):

@@ -109,7 +109,7 @@ def truth_of(annotations):
 @pytest.mark.parametrize("seed", range(4))
 def test_ap50_of_the_split_is_that_of_pycocotools(seed, crowds):
     coco, results = random_data(seed, crowds)
-    split = split_errors(images_of(coco, results), 3)
+    split = split_errors(images_of(coco, results))
     assert split.ap50 == pytest.approx(evaluate(coco, results).summary["AP50"], abs=1e-9)
     assert 5 < split.ap50 < 95 and all(gain >= -1e-9 for gain in split.gains.values())
 
@@ -189,8 +189,8 @@ def test_crowds_are_no_objects():
 # ---------------------------------------------------------------- what an error costs
 
 
-def gains_of(truth, found, num_classes=1):
-    return split_errors([image(truth, found)], num_classes)
+def gains_of(truth, found):
+    return split_errors([image(truth, found)])
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def gains_of(truth, found, num_classes=1):
     ],
 )
 def test_gain_of_the_only_error(found, kind, ap50):
-    split = gains_of([(OBJECT, 0)], found, num_classes=2)
+    split = gains_of([(OBJECT, 0)], found)
     assert split.ap50 == pytest.approx(ap50)
     assert split.gains == pytest.approx({k: 100.0 - ap50 if k == kind else 0.0 for k in KINDS})
     assert split.counts == {k: int(k == kind) for k in KINDS}
@@ -228,7 +228,7 @@ def test_gain_of_duplicates_and_of_missed_objects():
 
 def test_both_is_removed_and_costs_in_the_class_that_was_said():
     truth = [(OBJECT, 0), (FAR, 1)]
-    split = gains_of(truth, [(shifted(0.3), 1, 0.9), (FAR, 1, 0.8), (OBJECT, 0, 0.7)], 2)
+    split = gains_of(truth, [(shifted(0.3), 1, 0.9), (FAR, 1, 0.8), (OBJECT, 0, 0.7)])
     assert split.ap50 == pytest.approx(75)  # class 0: 100, class 1: precision 1/2
     assert split.gains["both"] == pytest.approx(25)
 
@@ -250,11 +250,11 @@ def test_of_several_errors_that_point_to_one_object_only_the_best_is_put_right()
 
 def test_the_better_kind_of_error_has_the_object():
     """A wrong class at 0.9 and a poor box at 0.8 of one object: only the first is put right."""
-    split = gains_of([(OBJECT, 0)], [(OBJECT, 1, 0.9), (shifted(0.4), 0, 0.8)], 2)
+    split = gains_of([(OBJECT, 0)], [(OBJECT, 1, 0.9), (shifted(0.4), 0, 0.8)])
     assert split.gains["classification"] == pytest.approx(100)
     assert split.gains["localisation"] == pytest.approx(0)
 
 
 def test_a_ground_truth_without_objects_has_no_split():
     with pytest.raises(ValueError, match="no object"):
-        split_errors([image([], [(OBJECT, 0, 0.9)])], 1)
+        split_errors([image([], [(OBJECT, 0, 0.9)])])

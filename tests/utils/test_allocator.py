@@ -1,4 +1,4 @@
-"""keep_freed_memory (allocator.py): pages of freed tensors are used again."""
+"""disable_glibc_trimming (allocator.py): pages of freed tensors are used again."""
 
 import os
 import platform
@@ -15,10 +15,10 @@ from mimicdet.utils import allocator
 # Page faults of five tensors of 60 MiB, one after the other.
 _COUNT = """
 import resource, sys, torch
-from mimicdet.utils.allocator import keep_freed_memory
+from mimicdet.utils.allocator import disable_glibc_trimming
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+    assert disable_glibc_trimming()
 for _ in range(3):
     torch.ones(15 * 2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -49,7 +49,7 @@ def test_freed_memory_is_used_again():
 def test_the_environment_has_the_last_word(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda *_: pytest.fail("it was changed"))
-    assert not allocator.keep_freed_memory()
+    assert not allocator.disable_glibc_trimming()
 
 
 @pytest.mark.parametrize("error", [OSError, TypeError])
@@ -60,9 +60,9 @@ def test_another_c_library_is_left_alone(error, monkeypatch):
     for name in allocator._OWN_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(allocator.ctypes, "CDLL", refuse)
-    assert not allocator.keep_freed_memory()
+    assert not allocator.disable_glibc_trimming()
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda *_: object())  # musl: no such function
-    assert not allocator.keep_freed_memory()
+    assert not allocator.disable_glibc_trimming()
 
 
 @pytest.mark.parametrize("device, expected", [("cpu", 1), ("cuda", 0)])
@@ -76,7 +76,7 @@ def test_programs_ask_for_it_on_a_cpu(device, expected, monkeypatch):
 
     for module, last in ((demo, "Predictor"), (train_net, "check_test_sets")):
         monkeypatch.setattr(module, "setup_cfg", lambda *_: cfg)
-        monkeypatch.setattr(module, "keep_freed_memory", lambda: called.append(1))
+        monkeypatch.setattr(module, "disable_glibc_trimming", lambda: called.append(1))
         monkeypatch.setattr(module, last, stop)
     for name in ("default_setup", "setup_logger"):
         monkeypatch.setattr(train_net, name, lambda *_, **__: None)

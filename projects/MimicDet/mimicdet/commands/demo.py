@@ -19,7 +19,7 @@ from mimicdet_runtime.video import VideoReader, VideoWriter
 
 from ..engine import Predictor, setup_cfg
 from ..export.optimize import PRECISIONS
-from ..utils.allocator import keep_freed_memory
+from ..utils.allocator import disable_glibc_trimming
 from ..utils.errors import UserError, command
 
 _ESCAPE = 27
@@ -62,7 +62,7 @@ def load_predictor(config_file: str, opts: Sequence[str], **options: Any) -> Pre
     """
     cfg = setup_cfg(config_file, list(opts))
     if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory()
+        disable_glibc_trimming()
     return Predictor(cfg, **options)
 
 

@@ -17,7 +17,7 @@ from ..data import load_records
 from ..engine.setup import setup_cfg
 from ..engine.trainer import MimicTrainer
 from ..export.optimize import PRECISIONS, optimize_for_inference
-from ..utils.allocator import keep_freed_memory
+from ..utils.allocator import disable_glibc_trimming
 from ..utils.errors import UserError, command, file_errors
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
         default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
     if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory()
+        disable_glibc_trimming()
     check_test_sets(cfg)
     if args.eval_only:
         model = load_for_evaluation(cfg, resume=args.resume)

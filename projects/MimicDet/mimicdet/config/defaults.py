@@ -93,7 +93,7 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.STUDENT.OFFSET_INIT = "random"
     # False: the refinement deltas that guide the offsets carry gradients. Not in the paper.
     _C.STUDENT.DETACH_GUIDANCE = True
-    # Compute the alignment layer at the positions that are used alone (exact, and much less work);
+    # Compute the alignment layer at the locations that are used alone (exact, and much less work);
     # False: on whole maps, as the paper has it.
     _C.STUDENT.SPARSE = True
     # Boxes an image with the highest classification loss that train the classification (4.1).

@@ -1,4 +1,4 @@
-"""Data: the embedded data set, a user's own data by address, the training mapper."""
+"""Data: the embedded data set, custom data sets by address, the training mapper."""
 
 from .cache import cache_root
 from .catalog import class_names, load_records, output_name, register_datasets, register_embedded

@@ -14,7 +14,7 @@ class AddressKind:
         usage: how to write one, for errors; it begins with the prefix and a colon.
         register: called as register(address, *parse(address)), it checks the data and registers
             them in Detectron2's catalogs as `address`, with thing_classes and evaluator_type.
-        parse: the parts of an address; ValueError for a faulty one.
+        parse: the parts of an address, by default those between colons; ValueError: faulty.
         readable: called as readable(*parse(address)): what to call the data in a file name.
     """
 
@@ -29,29 +29,22 @@ _KINDS: dict[str, AddressKind] = {}
 
 def address_kind(
     usage: str,
-    parse: Callable[[str], Sequence[Any]] | None = None,
+    parse: Callable[[str], Sequence[Any]] = lambda address: address.split(":")[1:],
     readable: Callable[..., str] = lambda *parts: "_".join(map(str, parts)),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
     Decorator: the function registers the data of addresses with the prefix of `usage`; see
-    AddressKind. Importing its file is enough. Without `parse` the parts lie between the colons.
-
-    Raises:
-        ValueError: the prefix is taken.
+    AddressKind. Importing its file is enough. ValueError: the prefix is taken.
     """
     prefix = usage.partition(":")[0]
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         if prefix in _KINDS:
             raise ValueError(f"there is a kind of data address {prefix!r} already")
-        _KINDS[prefix] = AddressKind(usage, function, parse or _parts, readable)
+        _KINDS[prefix] = AddressKind(usage, function, parse, readable)
         return function
 
     return add
-
-
-def _parts(address: str) -> list[str]:
-    return address.split(":")[1:]
 
 
 def find_kind(name: str) -> AddressKind | None:

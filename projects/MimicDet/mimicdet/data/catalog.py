@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -32,14 +31,14 @@ def register_embedded() -> None:
 
     Their paths are known at once; the images are drawn at the first DatasetCatalog.get.
     """
-    root = cache_root() / f"shapes-v{SHAPES_VERSION}"
     for split in SPLITS:
         name = f"mimicdet_shapes_{split}"
         if name not in DatasetCatalog:
-            _register_shapes(name, root, split)
+            _register_shapes(name, split)
 
 
-def _register_shapes(name: str, root: Path, split: str) -> None:
+def _register_shapes(name: str, split: str) -> None:
+    root = cache_root() / f"shapes-v{SHAPES_VERSION}"
     json_file, image_root = root / split / "annotations.json", root / split / "images"
 
     def load() -> list[dict]:
@@ -75,8 +74,7 @@ def register_datasets(cfg: CfgNode) -> None:
         if kind is None:
             raise UserError(_unknown_name(cfg, name))
         kind.register(name, *kind.parse(name))
-    classes = _common_classes(names)
-    _set_num_classes(cfg, classes)
+    _set_num_classes(cfg, _common_classes(names))
 
 
 def output_name(name: str) -> str:
@@ -123,25 +121,23 @@ def _source(name: str) -> str:
 
 def _common_classes(names: list[str]) -> list[str]:
     """The classes all named sets agree on; empty where no set's metadata tells them."""
-    known = [(n, MetadataCatalog.get(n).as_dict().get("thing_classes")) for n in names]
-    known = [(n, list(classes)) for n, classes in known if classes]
+    classes_of = {name: MetadataCatalog.get(name).get("thing_classes", None) for name in names}
+    known = [(name, list(classes)) for name, classes in classes_of.items() if classes]
+    if not known:
+        return []
+    first_name, first = known[0]
     for name, classes in known[1:]:
-        first_name, first = known[0]
         if classes == first:
             continue
-        only_first = [x for x in first if x not in classes]
-        only_other = [x for x in classes if x not in first]
-        if only_first or only_other:
-            difference = (
-                f"only in the first: {', '.join(only_first) or 'none'}; "
-                f"only in the second: {', '.join(only_other) or 'none'}"
-            )
-        else:
-            difference = f"order {', '.join(first)} against {', '.join(classes)}"
+        difference = f"order {', '.join(first)} against {', '.join(classes)}"
+        if set(classes) != set(first):
+            only_first = ", ".join(x for x in first if x not in classes) or "none"
+            only_second = ", ".join(x for x in classes if x not in first) or "none"
+            difference = f"only in the first: {only_first}; only in the second: {only_second}"
         raise UserError(
             f"the classes of {_source(first_name)} and {_source(name)} disagree: {difference}"
         )
-    return known[0][1] if known else []
+    return first
 
 
 def _set_num_classes(cfg: CfgNode, classes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Detectron2's DefaultTrainer with the distillation seam, checks and the best checkpoint."""
+"""Detectron2's DefaultTrainer with the distillation interface, checks and the best checkpoint."""
 
 import logging
 import os
@@ -55,7 +55,6 @@ SAMPLERS = (
 class MimicTrainer(DefaultTrainer):
     """
     Trains MimicDet with its mimic loss in the loss dict, and any other Detectron2 model as it is.
-
     What trains is a Distiller around the model; what is saved, evaluated and exported is the model.
     """
 
@@ -155,8 +154,7 @@ class MimicTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         """COCO's, Pascal VOC's or KITTI's metric, as the data set's metadata say."""
-        if output_folder is None:
-            output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         if len(cfg.DATASETS.TEST) > 1:  # each would write coco_instances_results.json
             output_folder = os.path.join(output_folder, output_name(dataset_name))
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
@@ -176,12 +174,8 @@ class MimicTrainer(DefaultTrainer):
     def test_with_tta(cls, cfg, model):
         """Evaluate under TEST.AUG; the results' keys end in _TTA."""
         logger.info("Evaluating with test-time augmentation")
-        evaluators = [
-            cls.build_evaluator(
-                cfg, name, output_folder=os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-            )
-            for name in cfg.DATASETS.TEST
-        ]
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, MimicDetWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 

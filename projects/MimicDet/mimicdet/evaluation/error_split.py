@@ -15,11 +15,12 @@ the first of these errors that holds:
 An object is missed where no detection is matched to it and no localisation or classification error
 points to it. dAP of a kind is the gain in AP50 when that kind alone is put right:
 localisation and classification errors become correct detections of the object they point to (of
-several, of both kinds, that point to one object only the best; where it is found already, none),
+several, of both kinds, that point to one object only the best; where it is detected already, none),
 duplicates, background and both are removed, and missed objects are not counted as objects. The dAP
 of the kinds do not add up to what AP50 lacks.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,10 +99,10 @@ class _Detections:
     kinds: np.ndarray
     targets: np.ndarray  # number of the object in the whole data set, -1: none
     target_classes: np.ndarray
-    target_found: np.ndarray
+    target_detected: np.ndarray
 
 
-def split_errors(images: Sequence[ImageBoxes], num_classes: int) -> ErrorSplit:
+def split_errors(images: Sequence[ImageBoxes]) -> ErrorSplit:
     """
     Count the errors of each kind and what AP50 gains when it is put right.
 
@@ -110,41 +111,35 @@ def split_errors(images: Sequence[ImageBoxes], num_classes: int) -> ErrorSplit:
     """
     errors = [find_errors(image) for image in images]
     truth = np.concatenate([x.gt_classes[~x.gt_crowd] for x in images] or [np.zeros(0, int)])
-    num_objects = np.bincount(truth, minlength=num_classes)
-    if not num_objects.any():
+    objects = Counter(sorted(truth.tolist()))
+    if not objects:
         raise UserError("the ground truth holds no object")
     missed_classes = np.concatenate([x.gt_classes[e.missed] for x, e in zip(images, errors)])
-    num_missed = np.bincount(missed_classes, minlength=num_classes)
+    missed = Counter(missed_classes.tolist())
     flat = _flatten(images, errors)
-    ap50 = _mean_ap(flat.scores, flat.classes, flat.correct, num_objects, num_objects)
+    detections = (flat.scores, flat.classes, flat.correct)
     counts = {kind: int((flat.kinds == kind).sum()) for kind in KINDS}
-    counts["missed"] = int(num_missed.sum())
-    gains = {}
-    for kind in KINDS:
-        if kind == "missed":
-            left = num_objects - num_missed
-            fixed = _mean_ap(flat.scores, flat.classes, flat.correct, left, num_objects)
-        else:
-            fixed = _mean_ap(*_without(flat, kind), num_objects, num_objects)
-        gains[kind] = fixed - ap50
-    return ErrorSplit(ap50, counts, gains)
+    counts["missed"] = missed.total()
+    ap50 = _mean_ap(detections, objects)
+    fixed = {kind: _mean_ap(_without(flat, kind), objects) for kind in KINDS if kind != "missed"}
+    left = {index: number - missed[index] for index, number in objects.items()}
+    fixed["missed"] = _mean_ap(detections, left)
+    return ErrorSplit(ap50, counts, {kind: fixed[kind] - ap50 for kind in KINDS})
 
 
 def _flatten(images: Sequence[ImageBoxes], errors: Sequence[ImageErrors]) -> _Detections:
     parts, start = [], 0
     for image, error in zip(images, errors):
         kinds = np.array(error.kinds, dtype=object)
-        found = np.isin(np.arange(len(image.gt_boxes)), error.matched)
-        has_target = error.targets >= 0
-        classes = np.append(image.gt_classes, -1)[error.targets]
+        detected = np.isin(np.arange(len(image.gt_boxes)), error.matched)
         rows = (
             image.scores,
             image.classes,
             error.matched >= 0,
             kinds,
-            np.where(has_target, error.targets + start, -1),
-            classes,
-            np.append(found, False)[error.targets],
+            np.where(error.targets >= 0, error.targets + start, -1),
+            np.append(image.gt_classes, -1)[error.targets],
+            np.append(detected, False)[error.targets],
         )
         keep = kinds != "ignored"
         parts.append([row[keep] for row in rows])
@@ -157,7 +152,7 @@ def _without(flat: _Detections, kind: str) -> tuple[np.ndarray, np.ndarray, np.n
     wrong = flat.kinds == kind
     classes, correct, keep = flat.classes.copy(), flat.correct.copy(), ~wrong
     if kind in _REDIRECTED:
-        pending = np.flatnonzero(np.isin(flat.kinds, _REDIRECTED) & ~flat.target_found)
+        pending = np.flatnonzero(np.isin(flat.kinds, _REDIRECTED) & ~flat.target_detected)
         best_first = pending[np.argsort(-flat.scores[pending], kind="mergesort")]
         _, first = np.unique(flat.targets[best_first], return_index=True)
         best = np.intersect1d(best_first[first], np.flatnonzero(wrong))
@@ -167,15 +162,12 @@ def _without(flat: _Detections, kind: str) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _mean_ap(
-    scores: np.ndarray,
-    classes: np.ndarray,
-    correct: np.ndarray,
-    num_objects: np.ndarray,
-    present: np.ndarray,
+    detections: tuple[np.ndarray, np.ndarray, np.ndarray], objects: dict[int, int]
 ) -> float:
-    """Mean AP over the classes that the ground truth holds; present: (K,) their objects."""
-    values = []
-    for index in np.flatnonzero(present):
-        mine = classes == index
-        values.append(average_precision(scores[mine], correct[mine], int(num_objects[index])))
+    """Mean AP of (scores, classes, correctness); objects: their number by class."""
+    scores, classes, correct = detections
+    values = [
+        average_precision(scores[classes == index], correct[classes == index], number)
+        for index, number in objects.items()
+    ]
     return float(np.mean(values))

@@ -86,21 +86,21 @@ def _kind(x: KittiObject, class_name: str, difficulty: Difficulty) -> int:
 
 
 def _case(
-    objects: Sequence[KittiObject], found: Detections, class_name: str, difficulty: Difficulty
+    objects: Sequence[KittiObject], detections: Detections, class_name: str, difficulty: Difficulty
 ) -> _ImageCase:
     kinds = [_kind(x, class_name, difficulty) for x in objects]
     kept = [(x.box, kind) for x, kind in zip(objects, kinds) if kind != _FOREIGN]
     gt_boxes = np.array([box for box, _ in kept], dtype=float).reshape(-1, 4)
     regions = np.array([x.box for x in objects if x.type == REGION], dtype=float).reshape(-1, 4)
-    areas = _areas(found.boxes)
-    shared = intersections(gt_boxes, found.boxes)
+    areas = _areas(detections.boxes)
+    shared = intersections(gt_boxes, detections.boxes)
     ious = shared / np.maximum(_areas(gt_boxes)[:, None] + areas[None] - shared, 1e-9)
-    inside = intersections(regions, found.boxes) / np.maximum(areas, 1e-9)
+    inside = intersections(regions, detections.boxes) / np.maximum(areas, 1e-9)
     least = MIN_OVERLAP[class_name]
-    heights = found.boxes[:, 3] - found.boxes[:, 1]
+    heights = detections.boxes[:, 3] - detections.boxes[:, 1]
     return _ImageCase(
         np.array([kind for _, kind in kept], dtype=int),
-        found.scores,
+        detections.scores,
         np.where(heights < difficulty.min_height, _IGNORED, _VALID),
         np.where(ious > least, ious, 0.0),
         (inside > least).any(axis=0),
@@ -149,10 +149,10 @@ def recall_thresholds(scores: Sequence[float], num_objects: int) -> list[float]:
     ordered = sorted(scores, reverse=True)
     thresholds: list[float] = []
     for index, score in enumerate(ordered):
-        wanted = len(thresholds) / RECALL_STEPS
+        recall = len(thresholds) / RECALL_STEPS
         here = (index + 1) / num_objects
         last = index == len(ordered) - 1
-        if not last and (index + 2) / num_objects - wanted < wanted - here:
+        if not last and (index + 2) / num_objects - recall < recall - here:
             continue  # the next score comes nearer
         thresholds.append(score)
     return thresholds
@@ -174,8 +174,8 @@ def average_precision(
         nan twice where no object had to be found.
     """
     cases = [
-        _case(objects, found, class_name, difficulty)
-        for objects, found in zip(ground_truth, detections)
+        _case(objects, of_image, class_name, difficulty)
+        for objects, of_image in zip(ground_truth, detections)
     ]
     num_objects = sum(int((case.gt_kinds == _VALID).sum()) for case in cases)
     if num_objects == 0:
@@ -198,36 +198,36 @@ class KittiEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str):
         self._label_dir = Path(MetadataCatalog.get(dataset_name).label_dir)
-        self._found: dict[str, list[Detections]] = {}
+        self._detections: dict[str, list[Detections]] = {}
 
     def reset(self) -> None:
-        self._found = {}
+        self._detections = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs):
             instances = output["instances"].to("cpu")
             boxes, scores = instances.pred_boxes.tensor.numpy(), instances.scores.numpy()
             classes = instances.pred_classes.numpy()
-            self._found[image["image_id"]] = [
+            self._detections[image["image_id"]] = [
                 Detections(boxes[classes == i].astype(float), scores[classes == i].astype(float))
                 for i in range(len(CLASSES))
             ]
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The main process's results; nan where no object of a kind is there to be found."""
-        found: dict[str, list[Detections]] = {}
-        for part in comm.gather(self._found):
-            found.update(part)
+        detections: dict[str, list[Detections]] = {}
+        for part in comm.gather(self._detections):
+            detections.update(part)
         if not comm.is_main_process():
             return None
-        ids = sorted(found)
+        ids = sorted(detections)
         objects = read_labels(self._label_dir, ids)
         results: dict[str, float] = {}
         for index, class_name in enumerate(CLASSES):
             for difficulty in DIFFICULTIES:
                 values = average_precision(
                     [objects[i] for i in ids],
-                    [found[i][index] for i in ids],
+                    [detections[i][index] for i in ids],
                     class_name,
                     difficulty,
                 )

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 @dataclass(frozen=True)
 class ImageBoxes:
-    """What is in one image and what was found there; boxes XYWH in pixels, classes contiguous."""
+    """Ground truth and detections of one image; boxes XYWH in pixels, classes contiguous."""
 
     image_id: int
     gt_boxes: np.ndarray  # (G, 4)
@@ -33,8 +33,9 @@ class ImageBoxes:
     def above(self, threshold: float) -> "ImageBoxes":
         """The same image with only the detections of at least this score."""
         keep = self.scores >= threshold
-        found = self.boxes[keep], self.classes[keep], self.scores[keep]
-        return ImageBoxes(self.image_id, self.gt_boxes, self.gt_classes, self.gt_crowd, *found)
+        return replace(
+            self, boxes=self.boxes[keep], classes=self.classes[keep], scores=self.scores[keep]
+        )
 
     def ious(self) -> np.ndarray:
         """(D, G) IoU; for a crowd the part of the detection that lies in it, as COCO has it."""
@@ -70,16 +71,16 @@ def images_of(coco: COCO, results: Sequence[dict[str, Any]]) -> list[ImageBoxes]
         UserError: a result is of an image or a category that the ground truth does not have.
     """
     class_of = {category: index for index, category in enumerate(sorted(coco.getCatIds()))}
-    found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in coco.getImgIds()}
+    grouped: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in coco.getImgIds()}
     for number, result in enumerate(results):
-        if result["image_id"] not in found or result["category_id"] not in class_of:
+        if result["image_id"] not in grouped or result["category_id"] not in class_of:
             raise UserError(
                 f"result {number} (image {result['image_id']}, category {result['category_id']}) "
                 "does not belong to the ground truth"
             )
-        found[result["image_id"]].append(result)
+        grouped[result["image_id"]].append(result)
     images = []
-    for image_id, detections in found.items():
+    for image_id, detections in grouped.items():
         truth = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
         best = sorted(detections, key=lambda x: -x["score"])[:MAX_DETECTIONS]
         images.append(
@@ -124,7 +125,7 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, num_objects: int)
 
     Args:
         scores: (D,); correct: (D,) bool, whether a detection is matched.
-        num_objects: 0 gives 100: nothing is left to be found.
+        num_objects: 0 gives 100: no object is left to detect.
     """
     if num_objects == 0:
         return 100.0
@@ -146,10 +147,10 @@ def evaluate(coco: COCO, results: Sequence[dict[str, Any]]) -> Evaluation:
     # pycocotools prints what it does, and adds keys to the results.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            found = coco.loadRes(copy.deepcopy(list(results)))
+            detections = coco.loadRes(copy.deepcopy(list(results)))
         except AssertionError as error:
             raise UserError(str(error)) from error
-        evaluation = COCOeval(coco, found, "bbox")
+        evaluation = COCOeval(coco, detections, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

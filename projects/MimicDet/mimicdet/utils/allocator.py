@@ -18,14 +18,13 @@ _OWN_SETTINGS = (
 )
 
 
-def keep_freed_memory() -> bool:
+def disable_glibc_trimming() -> bool:
     """
-    Let this process keep the memory of freed tensors for the next ones.
+    Let glibc reuse the memory of freed tensors instead of giving it back to the system.
 
-    glibc asks the system for every buffer above 32 MiB and gives it back when it is freed, so that
-    each map of an image's first stages is made of pages that have to be mapped and cleared again,
-    which can take longer than the arithmetic. It is a setting of the whole process, and holds for
-    what is allocated from now on: a program calls it when it starts, a library does not.
+    It gives every buffer above 32 MiB back, so that each map of an image's first stages is made of
+    pages that have to be mapped and cleared again, which can take longer than the arithmetic. The
+    setting holds for the whole process: a program calls this when it starts, a library does not.
 
     Returns:
         whether it was done; not where the C library is another one, or where the environment says

@@ -51,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu or cuda")
     add("--threads", type=_positive, default=torch.get_num_threads(), help="of the CPU")
     add(
-        "--keep-freed-memory",
+        "--disable-glibc-trimming",
         action="store_true",
-        help="let glibc keep the memory of freed tensors, as train_net.py does on a CPU",
+        help="glibc reuses the memory of freed tensors, as in train_net.py on a CPU",
     )
     several: dict[str, Any] = {"nargs": "+", "metavar": "N", "type": _positive}
     add(
@@ -116,7 +116,7 @@ def _check_onnx(device: str) -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Run what the arguments ask for and write JSON and Markdown."""
-    conditions = Conditions(args.device, args.threads, args.keep_freed_memory)
+    conditions = Conditions(args.device, args.threads, args.disable_glibc_trimming)
     results = new_results(conditions, command)
     if Path(args.output).exists():
         if not args.resume:

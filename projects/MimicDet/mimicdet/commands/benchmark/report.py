@@ -27,8 +27,8 @@ def _preface(results: dict[str, Any]) -> str:
     if "gpu" in machine:
         where += f", {machine['gpu']}"
     names = ", ".join(f"{name} {value}" for name, value in versions.items() if value)
-    if results.get("keeps_freed_memory"):
-        names += "; the memory of freed tensors is kept"
+    if results.get("glibc_trimming_disabled"):
+        names += "; glibc trimming disabled"
     commands = "\n".join(results["commands"])
     return (
         f"Measured on {results['date']}: {where}; {results['device']}, {results['threads']} "

@@ -13,7 +13,7 @@ import detectron2
 import torch
 import torchvision
 
-from ...utils.allocator import keep_freed_memory
+from ...utils.allocator import disable_glibc_trimming
 from ...utils.errors import UserError, read_json
 from ...utils.files import new_path
 
@@ -24,15 +24,15 @@ class Conditions:
 
     device: str  # "cpu" or "cuda"
     threads: int  # of the CPU
-    keeps_freed_memory: bool = False  # see allocator.keep_freed_memory
+    glibc_trimming_disabled: bool = False  # see allocator.disable_glibc_trimming
 
     def apply(self) -> None:
-        """Change this process. Raises UserError where freed memory cannot be kept."""
+        """Change this process. Raises UserError where glibc is not to be told."""
         torch.set_num_threads(self.threads)
-        if self.keeps_freed_memory and not keep_freed_memory():
+        if self.glibc_trimming_disabled and not disable_glibc_trimming():
             raise UserError(
-                "--keep-freed-memory needs glibc, and no variable of the environment that sets its "
-                "allocator (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD)"
+                "--disable-glibc-trimming needs glibc, and no variable of the environment that "
+                "sets its allocator (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD)"
             )
 
 

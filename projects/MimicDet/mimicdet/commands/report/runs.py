@@ -167,7 +167,7 @@ def read_head(folder: Path, truth: GroundTruth) -> HeadResults:
     results: list[dict[str, Any]] = read_json(path)
     check_results(str(path), results)
     images = images_of(truth.coco, results)
-    errors = split_errors(images, len(truth.class_names))
+    errors = split_errors(images)
     return HeadResults(evaluate(truth.coco, results), images, errors, folder)
 
 
