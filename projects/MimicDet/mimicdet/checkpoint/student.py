@@ -31,8 +31,8 @@ def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: s
         the number of tensors written.
 
     Raises:
-        UserError: no such checkpoint or folder; the checkpoint holds no student, or values that
-            are not finite; an output of another ending.
+        UserError: `output` has another ending or no folder; `source` holds no student, or values
+            that are not finite.
     """
     if Path(output).suffix not in ENDINGS:
         raise UserError(f"--output: {output!r} must end in one of {ENDINGS}")

@@ -37,11 +37,10 @@ class Predictor:
             cfg: complete, see `setup_cfg`; MODEL.WEIGHTS names the checkpoint.
             optimize: run what `optimize_for_inference` makes of the model; its results differ from
                 the model's by rounding.
-            precision, compile_backbone: its options; they need optimize.
+            precision, compile_backbone: its options; ValueError without optimize.
 
         Raises:
             UserError: MODEL.WEIGHTS is missing or does not fit the config.
-            ValueError: the options do not go together.
         """
         if not cfg.MODEL.WEIGHTS:
             raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")

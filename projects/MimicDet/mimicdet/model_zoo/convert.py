@@ -119,8 +119,8 @@ def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K
         Number of arrays written.
 
     Raises:
-        UserError: unknown architecture or weights, a file that is missing, another network's state
-            dict, or `output` does not end in .pkl (by which Detectron2 knows the format).
+        UserError: unknown architecture or weights, another network's state dict, or `output` does
+            not end in .pkl (by which Detectron2 knows the format).
     """
     output = Path(output)
     if output.suffix != ".pkl":

@@ -136,8 +136,7 @@ def channel_variance(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Channel
 
 def _variance(values: Tensor) -> Tensor:
     """(C, P) to (C,); NaN where P is 0."""
-    mean = values.float().mean(dim=1, keepdim=True)
-    return (values - mean).square().mean(dim=1)
+    return (values - values.float().mean(dim=1, keepdim=True)).square().mean(dim=1)
 
 
 @torch.no_grad()
@@ -151,12 +150,11 @@ def difference_maps(
     logits = zip(student.prediction_maps, teacher.prediction_maps)
     prediction = [channel_gap(s.float().sigmoid(), t.float().sigmoid())[0] for s, t in logits]
     feature = [channel_gap(s, t)[0] for s, t in zip(student.features, teacher.features)]
-    return DifferenceMaps(
-        *(
-            [visible(x, image_size, stride) for x, stride in zip(maps, strides)]
-            for maps in (prediction, feature)
-        )
-    )
+    shown = [
+        [visible(x, image_size, stride) for x, stride in zip(maps, strides)]
+        for maps in (prediction, feature)
+    ]
+    return DifferenceMaps(*shown)
 
 
 @torch.no_grad()

@@ -54,8 +54,7 @@ def draw_detections(
     Draw boxes with class names, and scores where given, on an image.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
-        boxes: (N, 4) XYXY in pixels of `image`.
+        image: (H, W, 3) uint8, RGB; boxes: (N, 4) XYXY in its pixels.
         classes: N contiguous class ids, 0..len(class_names) - 1.
         scores: N scores 0..1, or None for ground truth.
         width: of the picture in pixels, the image is resized to it first; None: as the image.
@@ -128,9 +127,7 @@ def detection_grid(
             such as DefaultPredictor, called with each chosen image as BGR uint8 (H, W, 3).
         output_png: where the grid is written; None: nowhere.
         num_images: cells at most; images are picked evenly over the data set.
-        columns: cells side by side.
         panel_width: width in pixels of each of a cell's two pictures.
-        title: headline; the data set's name by default.
 
     Returns:
         uint8 RGB array of shape (H, W, 3).
@@ -183,12 +180,10 @@ def _group_by_image(
     records: Sequence[dict[str, Any]],
     metadata: Any,
 ) -> dict[Any, list[dict[str, Any]]]:
-    where = "the results"
     if isinstance(detections, (str, PathLike)):
-        where = f"results file '{detections}'"
-        results = read_json(Path(detections))
+        where, results = f"results file '{detections}'", read_json(Path(detections))
     else:
-        results = list(detections)
+        where, results = "the results", list(detections)
     check_results(where, results)
     known = {record["image_id"] for record in records}
     grouped: dict[Any, list[dict[str, Any]]] = {}

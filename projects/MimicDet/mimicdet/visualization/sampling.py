@@ -72,8 +72,7 @@ def sampling_points(
         model: in evaluation mode.
         batched_input: Detectron2's dict of one image: "image" (3, H, W), 0..255, in the model's
             input format; optionally "height" and "width" of the image to tell the places in.
-        num_objects: detections at most, those of the highest score.
-        score_threshold: detections below are left out.
+        num_objects, score_threshold: the best detections, as many at most, of this score at least.
         reference_boxes: (G, 4) XYXY in pixels of height and width, ground truth or another model's
             detections; then num_objects and score_threshold do not count, and the record holds for
             each of them the adjusted anchor box that overlaps it most, with its best class. A box
@@ -135,7 +134,7 @@ def sampling_points(
 
 def _overlapping(proposal_boxes: Tensor, references: Tensor) -> Tensor:
     """(G,) indices of the (M, 4) proposals of the highest IoU with the (G, 4) references."""
-    if len(proposal_boxes) == 0 or len(references) == 0:
+    if len(proposal_boxes) == 0:
         return torch.zeros(0, dtype=torch.int64, device=references.device)
     return pairwise_iou(Boxes(references), Boxes(proposal_boxes)).argmax(dim=1)
 
@@ -160,7 +159,6 @@ def draw_sampling(
     Args:
         image: (H, W, 3) uint8, RGB, of any size; record.image_size says what it is resized from.
         width: of the picture in pixels, to which the image is resized first.
-        title: a line above the image; empty: none.
         show_detections: also the S-head's boxes, green, with class and score.
         gt_boxes: (G, 4) XYXY in record.image_size; drawn dashed, blue.
 

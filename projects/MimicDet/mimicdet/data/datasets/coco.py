@@ -50,8 +50,6 @@ def register_coco(name: str, json_file: str, image_root: str | None = None) -> N
     Check a COCO detection file and register it in Detectron2's catalogs as `name`.
 
     Args:
-        name: of the data set in DatasetCatalog.
-        json_file: path of the annotations.
         image_root: folder that the "file_name" entries start from; None: searched for.
 
     Raises:
@@ -92,10 +90,9 @@ def read_coco(path: Path) -> dict[str, Any]:
             f"{path} is no COCO detection file: no list {', '.join(map(repr, missing))} "
             f"(keys found: {', '.join(map(repr, content)) or 'none'})"
         )
-    if not content["images"]:
-        raise UserError(f"{path} lists no image")
-    if not content["categories"]:
-        raise UserError(f"{path} lists no category")
+    for key, word in (("images", "image"), ("categories", "category")):
+        if not content[key]:
+            raise UserError(f"{path} lists no {word}")
     return content
 
 
@@ -123,13 +120,11 @@ def _describe(annotation: Mapping[str, Any], index: int) -> str:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    return type(value) in (int, str)
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_images(images: list[dict[str, Any]], problems: Problems) -> dict[Any, Any]:
@@ -164,7 +159,7 @@ def _check_categories(categories: list[dict[str, Any]], problems: Problems) -> s
             names.append((name, record))
         else:
             problems.add("category without a name", record)
-        if isinstance(key, int) and not isinstance(key, bool):
+        if type(key) is int:
             ids.append((key, record))
         else:
             problems.add("category without a whole number as id", record)

@@ -64,9 +64,7 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
     training leaves out; Truck, Tram and Misc are background.
 
     Args:
-        name: of the data set in DatasetCatalog.
-        label_dir: folder of the label files, e.g. training/label_2.
-        image_dir: folder of the images, e.g. training/image_2.
+        label_dir, image_dir: e.g. training/label_2 and training/image_2.
         split_file: text file with an image's id (its file's name without suffix) a line; None: all
             label files. `split_by_sequence` makes such lists.
 
@@ -139,8 +137,8 @@ def parse_label(line: str) -> KittiObject:
     try:
         numbers = [float(word) for word in words[1:]]
     except ValueError:
-        raise ValueError("a field behind the type that is no number") from None
-    if not all(math.isfinite(x) for x in numbers):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
         raise ValueError("a field behind the type that is no number")
     truncated, occluded, _, *box = numbers[:7]
     if occluded not in (-1, 0, 1, 2, 3):

@@ -29,7 +29,7 @@ SHAPES_VERSION = 2
 SPLITS = ("train", "val")
 NUM_IMAGES = {"train": 600, "val": 100}
 
-# Box scales sqrt(w * h) in pixels and how often a shape takes its scale from each range, drawn
+# Box scales sqrt(w * h) in pixels and how often a shape takes its scale from each range, sampled
 # log-uniformly in it. Most lie where a small detector at half resolution can learn them.
 SCALE_RANGES = ((16.0, 40.0), (40.0, 96.0), (96.0, 320.0), (320.0, 512.0))
 SCALE_WEIGHTS = (0.05, 0.25, 0.62, 0.08)
@@ -185,15 +185,11 @@ def write_shapes(root: str | Path, split: str, num_images: int, seed: int = 0) -
     is left untouched; several processes may call this at once.
 
     Args:
-        split: "train" or "val"; the two never share an image.
-        num_images: how many images.
+        split: "train" or "val", else ValueError; the two never share an image.
         seed: of the generator; image `index` uses PCG64([seed, split, index]).
 
     Returns:
         The folder `root/split`.
-
-    Raises:
-        ValueError: unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of the embedded data set; known: {SPLITS}")

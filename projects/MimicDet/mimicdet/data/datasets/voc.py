@@ -69,7 +69,6 @@ def register_voc(name: str, dirname: str, split: str) -> None:
     same. Objects marked difficult are trained on, as in Detectron2's own loader.
 
     Args:
-        name: of the data set in DatasetCatalog.
         dirname: folder with Annotations, ImageSets/Main and JPEGImages (.jpg, .jpeg or .png).
         split: ImageSets/Main/`split`.txt lists the images.
 
