@@ -15,16 +15,9 @@ from typing import Any
 from PIL import Image
 
 from ...utils.errors import UserError, read_text
+from .. import folders
 from ..addresses import address_kind
 from ..problems import Problems
-from ..records import (
-    IMAGE_SUFFIXES,
-    check_folders,
-    image_files,
-    image_record,
-    read_image_list,
-    register_records,
-)
 
 USAGE = "kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]"
 
@@ -73,26 +66,28 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
             faulty; names them all.
     """
     labels, images = Path(label_dir).expanduser(), Path(image_dir).expanduser()
-    check_folders(labels, images)
+    folders.check_folders(labels, images)
     if split_file is None:
         ids = sorted(path.stem for path in labels.glob("*.txt"))
         if not ids:
             raise UserError(f"{labels} holds no label file")
     else:
         ids = read_ids(Path(split_file).expanduser())
-    files = image_files(images)
+    files = folders.image_files(images)
     problems = Problems(labels)
     for image_id in ids:
         if not (labels / f"{image_id}.txt").is_file():
             problems.add("label file missing", f"{image_id}.txt")
         if image_id not in files:
-            problems.add("image missing", f"{images}/{image_id} ({', '.join(IMAGE_SUFFIXES)})")
+            problems.add(
+                "image missing", f"{images}/{image_id} ({', '.join(folders.IMAGE_SUFFIXES)})"
+            )
     problems.raise_if_any()
     objects = read_labels(labels, ids)
     if not any(x.type in CLASSES for of_image in objects.values() for x in of_image):
         raise UserError(f"{labels}: no {', '.join(CLASSES)} in any label file")
     records = [_to_record(i, files[i], objects[i]) for i in ids]
-    register_records(
+    folders.register_records(
         name,
         records,
         thing_classes=list(CLASSES),
@@ -106,7 +101,7 @@ def read_ids(path: Path) -> list[str]:
     """The ids of a split file, one a line; blank lines are skipped."""
     if not path.is_file():
         raise UserError(f"no split file {path}")
-    return read_image_list(path, "id")
+    return folders.read_image_list(path, "id")
 
 
 def read_labels(folder: Path, ids: Sequence[str]) -> dict[str, list[KittiObject]]:
@@ -160,7 +155,7 @@ def _to_record(image_id: str, file: Path, objects: Sequence[KittiObject]) -> dic
             annotations.append((CLASSES.index(x.type), x.box, False))
         elif x.type in (REGION, *NEIGHBOURS.values()):
             annotations.append((0, x.box, True))  # a crowd's class is not read
-    return image_record(image_id, file, size, annotations)
+    return folders.image_record(image_id, file, size, annotations)
 
 
 # ---------------------------------------------------------------- split by sequence

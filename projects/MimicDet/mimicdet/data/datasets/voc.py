@@ -14,17 +14,10 @@ from typing import Any
 
 from ...utils.errors import UserError, file_errors
 from ...utils.files import new_path
+from .. import folders
 from ..addresses import address_kind
 from ..cache import cache_root
 from ..problems import Problems
-from ..records import (
-    IMAGE_SUFFIXES,
-    check_folders,
-    image_files,
-    image_record,
-    read_image_list,
-    register_records,
-)
 
 USAGE = "voc:FOLDER:SPLIT"
 
@@ -88,7 +81,7 @@ def register_voc(name: str, dirname: str, split: str) -> None:
             "Pascal VOC average precision, and so their mean, will be nan if evaluated"
         )
     records = [_to_record(i, files[i], annotations[i], classes) for i in ids]
-    register_records(
+    folders.register_records(
         name,
         records,
         thing_classes=classes,
@@ -114,11 +107,11 @@ def read_voc(folder: Path, split: str) -> tuple[list[str], dict[str, Path], dict
             all of them named.
     """
     images = folder / "JPEGImages"
-    check_folders(folder, folder / "Annotations", images)
+    folders.check_folders(folder, folder / "Annotations", images)
     path = _split_file(folder, split)
     ids = _read_split(path)
     annotations = _read_annotations(folder)
-    files = image_files(images)
+    files = folders.image_files(images)
     problems = Problems(path)
     for image_id in ids:
         file = f"Annotations/{image_id}.xml"
@@ -128,7 +121,7 @@ def read_voc(folder: Path, split: str) -> tuple[list[str], dict[str, Path], dict
             problems.add("annotation without a positive <size>", file)
         if image_id not in files:
             problems.add(
-                "image file missing", f"JPEGImages/{image_id} ({', '.join(IMAGE_SUFFIXES)})"
+                "image file missing", f"JPEGImages/{image_id} ({', '.join(folders.IMAGE_SUFFIXES)})"
             )
     problems.raise_if_any()
     return ids, files, annotations
@@ -142,7 +135,7 @@ def _read_split(path: Path) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise UserError(f"no split file {path}; splits found there: {known}")
-    return read_image_list(path, "name")
+    return folders.read_image_list(path, "name")
 
 
 def _read_annotations(folder: Path) -> dict[str, VocImage]:
@@ -213,7 +206,7 @@ def _is_whole(text: str | None) -> bool:
 def _to_record(image_id: str, file: Path, image: VocImage, classes: list[str]) -> dict[str, Any]:
     assert image.size is not None  # checked by register_voc
     objects = ((classes.index(x.name), x.box, False) for x in image.objects)
-    return image_record(image_id, file, image.size, objects)
+    return folders.image_record(image_id, file, image.size, objects)
 
 
 def _evaluator_folder(
