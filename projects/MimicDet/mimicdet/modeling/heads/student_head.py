@@ -191,7 +191,7 @@ class StudentHead(nn.Module):
         """
         The losses over the proposal set, and the predictions that are mimicked.
 
-        Most of the proposals train nothing: they are only asked how hard they are. Sparse, the
+        Most of the proposals train nothing: only their hardness is needed. Sparse, the
         head runs on all of them without gradients, then again on those that train; a gradient
         costs twice the forward pass. The numbers are the same.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.config import configurable
@@ -22,6 +23,21 @@ from ..targets import assign_anchors
 KEPT_SIZES = 32
 
 
+@dataclass(frozen=True)
+class RefinementSettings:
+    """How the refinement module trains (3.2), and what it proposes (4.1, 4.2)."""
+
+    scale_range: tuple[float, float]  # this and the next two: see targets.assign_anchors
+    center_ratio: float
+    match_nearest: bool
+    cls_normalizer: str  # "positives" or "anchors"
+    loss_weights: tuple[float, float]  # of (objectness, box) loss
+    nms_thresh: float  # this and the next: NMS of the proposal set in training
+    pre_nms_topk: int
+    train_topk: int  # proposals an image
+    test_topk: int
+
+
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RefinementModule(nn.Module):
     """
@@ -35,56 +51,42 @@ class RefinementModule(nn.Module):
     def __init__(
         self,
         *,
-        in_features: Sequence[str],
-        in_channels: int,
+        levels: dict[str, ShapeSpec],
         hidden_dim: int,
-        strides: Sequence[int],
         anchor_generator: nn.Module,
         box2box_transform: Box2BoxTransform,
-        base_scales: Sequence[float],
-        scale_range: Sequence[float],
-        center_ratio: float,
-        match_nearest: bool,
-        cls_normalizer: str,
+        base_scale: float,
         prior_prob: float,
-        nms_thresh: float,
-        pre_nms_topk: int,
-        post_nms_topk: tuple[int, int],
-        loss_weights: tuple[float, float],
+        settings: RefinementSettings,
     ):
         """
         Args:
-            in_features, in_channels, strides: levels that it runs on, their channels and strides.
-            hidden_dim: channels of the 3x3 conv.
-            base_scales: S_l of each level, input pixels; scale_range, center_ratio, match_nearest:
-                see targets.assign_anchors.
-            cls_normalizer: "positives" or "anchors"; prior_prob: the objectness' start value.
-            nms_thresh, pre_nms_topk: NMS of the proposal set in training.
-            post_nms_topk: proposals an image in (training, evaluation).
-            loss_weights: of (objectness, box) loss.
+            levels: that it runs on, fine to coarse; hidden_dim: channels of the 3x3 conv.
+            base_scale: S_l of each level in its strides.
+            prior_prob: the objectness' start value.
+            settings: of assignment, losses and proposals.
         """
         super().__init__()
         check_choice(
-            "MODEL.MIMICDET.REFINEMENT.CLS_NORMALIZER", cls_normalizer, ("positives", "anchors")
+            "MODEL.MIMICDET.REFINEMENT.CLS_NORMALIZER",
+            settings.cls_normalizer,
+            ("positives", "anchors"),
         )
-        if list(anchor_generator.num_anchors) != [1] * len(strides):
+        if list(anchor_generator.num_anchors) != [1] * len(levels):
             raise UserError(
                 "MODEL.ANCHOR_GENERATOR must give one anchor a location on each level of "
-                f"MODEL.RPN.IN_FEATURES {list(in_features)}, got {anchor_generator.num_anchors}"
+                f"MODEL.RPN.IN_FEATURES {list(levels)}, got {anchor_generator.num_anchors}"
             )
-        self.in_features = list(in_features)
-        self.strides = list(strides)
+        self.in_features = list(levels)
+        self.strides = [shape.stride for shape in levels.values()]
         self.anchor_generator = anchor_generator
         self.box2box_transform = box2box_transform
-        self.scale_range, self.center_ratio = tuple(scale_range), center_ratio
-        self.match_nearest = match_nearest
-        self.cls_normalizer = cls_normalizer
-        self.nms_thresh, self.pre_nms_topk = nms_thresh, pre_nms_topk
-        self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
-        self.loss_weights = loss_weights
+        self.settings = settings
+        base_scales = [base_scale * stride for stride in self.strides]
         self.register_buffer("base_scales", torch.tensor(base_scales), persistent=False)
         self._kept_anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
 
+        in_channels = levels[self.in_features[0]].channels
         self.conv = Conv2d(in_channels, hidden_dim, 3, padding=1, activation=nn.ReLU())
         self.objectness_logits = Conv2d(hidden_dim, 1, 1)
         self.anchor_deltas = Conv2d(hidden_dim, 4, 1)
@@ -95,32 +97,28 @@ class RefinementModule(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        in_features = cfg.MODEL.RPN.IN_FEATURES
-        shapes = level_shapes("MODEL.RPN.IN_FEATURES", in_features, input_shape)
-        strides = [shape.stride for shape in shapes]
-        conv_dims = cfg.MODEL.RPN.CONV_DIMS
-        if len(conv_dims) != 1:
-            raise UserError(f"MODEL.RPN.CONV_DIMS must hold one number (3.2), got {conv_dims}")
-        keys = cfg.MODEL.MIMICDET.REFINEMENT
-        in_channels = shapes[0].channels
-        weight = cfg.MODEL.RPN.LOSS_WEIGHT
+        rpn, keys = cfg.MODEL.RPN, cfg.MODEL.MIMICDET.REFINEMENT
+        shapes = level_shapes("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, input_shape)
+        if len(rpn.CONV_DIMS) != 1:
+            raise UserError(f"MODEL.RPN.CONV_DIMS must hold one number (3.2), got {rpn.CONV_DIMS}")
         return {
-            "in_features": in_features,
-            "in_channels": in_channels,
-            "hidden_dim": in_channels if conv_dims[0] == -1 else conv_dims[0],
-            "strides": strides,
+            "levels": dict(zip(rpn.IN_FEATURES, shapes)),
+            "hidden_dim": shapes[0].channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0],
             "anchor_generator": build_anchor_generator(cfg, shapes),
-            "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.RPN.BBOX_REG_WEIGHTS),
-            "base_scales": [keys.BASE_SCALE * stride for stride in strides],
-            "scale_range": keys.SCALE_RANGE,
-            "center_ratio": keys.CENTER_RATIO,
-            "match_nearest": keys.MATCH_NEAREST,
-            "cls_normalizer": keys.CLS_NORMALIZER,
+            "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
+            "base_scale": keys.BASE_SCALE,
             "prior_prob": keys.PRIOR_PROB,
-            "nms_thresh": cfg.MODEL.RPN.NMS_THRESH,
-            "pre_nms_topk": cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN,
-            "post_nms_topk": (cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TEST),
-            "loss_weights": (weight, weight * cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT),
+            "settings": RefinementSettings(
+                scale_range=tuple(keys.SCALE_RANGE),
+                center_ratio=keys.CENTER_RATIO,
+                match_nearest=keys.MATCH_NEAREST,
+                cls_normalizer=keys.CLS_NORMALIZER,
+                loss_weights=(rpn.LOSS_WEIGHT, rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT),
+                nms_thresh=rpn.NMS_THRESH,
+                pre_nms_topk=rpn.PRE_NMS_TOPK_TRAIN,
+                train_topk=rpn.POST_NMS_TOPK_TRAIN,
+                test_topk=rpn.POST_NMS_TOPK_TEST,
+            ),
         }
 
     def forward(
@@ -196,9 +194,9 @@ class RefinementModule(nn.Module):
                 boxes,
                 crowds,
                 self.base_scales,
-                self.scale_range,
-                self.center_ratio,
-                self.match_nearest,
+                self.settings.scale_range,
+                self.settings.center_ratio,
+                self.settings.match_nearest,
             )
             positive = labels_per_image == 1
             labels.append(labels_per_image)
@@ -212,8 +210,10 @@ class RefinementModule(nn.Module):
             [positive[:, predictions.anchor_levels == i].sum() for i in range(len(self.strides))]
         )
         num_positives = per_level.sum().clamp(min=len(labels))  # a tensor: int() would wait
-        cls_normalizer = num_positives if self.cls_normalizer == "positives" else labels.numel()
-        cls_weight, loc_weight = self.loss_weights
+        cls_normalizer = (
+            num_positives if self.settings.cls_normalizer == "positives" else labels.numel()
+        )
+        cls_weight, loc_weight = self.settings.loss_weights
         losses = {
             "loss_refine_cls": cls_weight
             * objectness_loss(predictions.pred_objectness_logits, labels, cls_normalizer),
@@ -250,7 +250,7 @@ class RefinementModule(nn.Module):
         """
         boxes = self.adjusted_boxes(predictions, image_sizes)
         logits = predictions.pred_objectness_logits.float()
-        locations, valid = rank_proposals(boxes, logits, self.post_nms_topk[False], fixed_size)
+        locations, valid = rank_proposals(boxes, logits, self.settings.test_topk, fixed_size)
         return Proposals(
             boxes.gather(1, locations[..., None].expand(-1, -1, 4)),
             logits.gather(1, locations),
@@ -273,11 +273,15 @@ class RefinementModule(nn.Module):
         boxes = self.adjusted_boxes(predictions, image_sizes)
         logits = predictions.pred_objectness_logits.float()
         if not self.training:
-            best, valid = rank_proposals(boxes, logits, self.post_nms_topk[False])
+            best, valid = rank_proposals(boxes, logits, self.settings.test_topk)
             selected = [locations[usable] for locations, usable in zip(best, valid)]
         elif torch.isfinite(predictions.pred_anchor_deltas).all():
             selected = select_proposals(
-                boxes, logits, self.post_nms_topk[True], self.nms_thresh, self.pre_nms_topk
+                boxes,
+                logits,
+                self.settings.train_topk,
+                self.settings.nms_thresh,
+                self.settings.pre_nms_topk,
             )
         else:
             raise FloatingPointError(
