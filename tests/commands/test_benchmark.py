@@ -12,9 +12,15 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from mimicdet.commands.benchmark import cli as command_line
-from mimicdet.commands.benchmark import plot, runner
+from mimicdet.commands.benchmark import report as report_module
 from mimicdet.commands.benchmark import results as results_module
-from mimicdet.commands.benchmark.calibration import calibrate, standardise
+from mimicdet.commands.benchmark import runner
+from mimicdet.commands.benchmark.calibration import (
+    calibrate,
+    count_flops,
+    observe,
+    standardise,
+)
 from mimicdet.commands.benchmark.detectors import (
     CASES,
     DEFAULT_CASES,
@@ -23,19 +29,28 @@ from mimicdet.commands.benchmark.detectors import (
     ModelSettings,
     build_detector,
 )
-from mimicdet.commands.benchmark.memory import MemoryTask, measure_memory
-from mimicdet.commands.benchmark.observe import count_flops, observe
-from mimicdet.commands.benchmark.plot import latency_curves, plot_latency
-from mimicdet.commands.benchmark.report import format_report
+from mimicdet.commands.benchmark.report import format_report, latency_curves, plot_latency
 from mimicdet.commands.benchmark.results import (
     Conditions,
     continue_results,
     new_results,
     write_results,
 )
-from mimicdet.commands.benchmark.runner import make_groups, run_group, run_groups
-from mimicdet.commands.benchmark.stages import STAGES, StageClock
-from mimicdet.commands.benchmark.timing import Spread, interleave, median_ratio, summarize
+from mimicdet.commands.benchmark.runner import (
+    Group,
+    make_groups,
+    measure_memory,
+    run_group,
+    run_groups,
+)
+from mimicdet.commands.benchmark.timing import (
+    STAGES,
+    Spread,
+    StageClock,
+    interleave,
+    median_ratio,
+    summarize,
+)
 from mimicdet.commands.benchmark.workloads import (
     BOXES_PER_IMAGE,
     image_size,
@@ -124,7 +139,7 @@ def test_inputs_are_alike_for_all_and_differ_between_images():
 
 
 @pytest.mark.parametrize("name", ["mimicdet", "retinanet", "fcos", "faster-rcnn"])
-def test_calibration_reaches_the_asked_number_of_boxes(name):
+def test_calibration_reaches_the_requested_number_of_boxes(name):
     detector = DETECTORS[name]
     model = build_detector(name, SETTINGS)
     calibrate(detector, model, inputs(), 100)
@@ -135,7 +150,7 @@ def test_calibration_reaches_the_asked_number_of_boxes(name):
 
 
 def test_impossible_calibration_says_what_is_possible(mimicdet):
-    model = build_detector("mimicdet", SETTINGS)  # 85 positions x 3 classes at most
+    model = build_detector("mimicdet", SETTINGS)  # 85 locations x 3 classes at most
     with pytest.raises(ValueError, match="cannot be made to send about 1000 boxes"):
         calibrate(DETECTORS["mimicdet"], model, inputs(), 1000)
 
@@ -176,7 +191,7 @@ def test_observer_tells_proposals_from_detections_and_used_parameters(mimicdet):
 def test_flops_of_the_dense_head_hold_its_deformable_convolutions(mimicdet):
     dense = build_detector("mimicdet-dense", SETTINGS)
     dense.load_state_dict(mimicdet.state_dict())
-    # All 85 positions of a 64 x 64 image are asked for, so that both compute the same products:
+    # All 85 locations of a 64 x 64 image are requested, so that both compute the same products:
     # 64 of 3x3 and 21 of 5x5, from 256 to 256 channels. Sampling is counted for the sparse one.
     products = (64 * 9 + 21 * 25) * 256 * 256 / 1e9
     sparse_flops, dense_flops = (count_flops(m, inputs()) for m in (mimicdet, dense))
@@ -217,10 +232,10 @@ def test_memory_is_that_of_a_process_of_its_own():
     ballast = torch.ones(2**28)  # 1 GiB here must not show there
 
     def peak(mode: str) -> float:
-        task = MemoryTask("backbone", mode, SETTINGS, (256, 256), 2, CONDITIONS)
-        memory = measure_memory(task, weights)
-        assert 0 < memory.baseline < memory.peak
-        return memory.peak
+        group = Group(mode, "R-18", NUM_CLASSES, 256, 2, ("backbone",), **COMMON)
+        memory = measure_memory(group, "backbone", CONDITIONS, weights)
+        assert 0 < memory["baseline"] < memory["peak"]
+        return memory["peak"]
 
     evaluation, training = peak("eval"), peak("train")
     # Gradients and momentum of the trained weights, each as large as they are.
@@ -241,8 +256,8 @@ def test_groups_are_all_combinations_and_training_has_no_optimized_cases():
         ["mimicdet", "mimicdet-optimized"],
         **COMMON,
     )
-    found = {(g.mode, g.num_classes, g.batch, len(g.cases)) for g in groups}
-    assert found == {
+    combinations = {(g.mode, g.num_classes, g.batch, len(g.cases)) for g in groups}
+    assert combinations == {
         *(("eval", classes, batch, 2) for classes in (3, 80) for batch in (1, 8)),
         *(("train", classes, 2, 1) for classes in (3, 80)),
     }
@@ -408,7 +423,7 @@ def test_every_case_can_be_plotted():
     some = next(iter(group["cases"].values()))
     names = [name for name, case in CASES.items() if case.num_classes is None]
     group["cases"] = {name: some for name in names}
-    axes = plot.build_figure({**results, "groups": [group]}).axes[0]
+    axes = report_module.build_figure({**results, "groups": [group]}).axes[0]
     assert [x.get_text() for x in axes.get_legend().get_texts()] == names
     styles = {(x[0].get_color(), str(x[0]._dash_pattern)) for x in axes.containers}
     assert len(styles) == len(names)
@@ -505,7 +520,7 @@ def test_onnx_row_gives_the_file_one_canvas_of_all_images(monkeypatch):
         opset = onnx.helper.make_opsetid("", metadata["opset"])
         onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
 
-    monkeypatch.setattr("mimicdet.commands.benchmark.onnx_model.write_onnx", write_echo)
+    monkeypatch.setattr("mimicdet.commands.benchmark.detectors.write_onnx", write_echo)
     small, wide = torch.ones(3, 4, 5), torch.full((3, 2, 7), 9, dtype=torch.uint8)
     model = CASES["mimicdet-onnx"].prepare(torch.nn.Identity())
     canvas, sizes = model([{"image": small}, {"image": wide}])
@@ -516,11 +531,11 @@ def test_onnx_row_gives_the_file_one_canvas_of_all_images(monkeypatch):
 
 def test_onnx_row_is_of_the_cpu_and_of_inference(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    asked = ["--detectors", "mimicdet-onnx"]
-    assert command_line.main([*asked, "--device", "cuda"]) == 2
+    arguments = ["--detectors", "mimicdet-onnx"]
+    assert command_line.main([*arguments, "--device", "cuda"]) == 2
     assert "mimicdet-onnx is measured on the CPU alone" in capsys.readouterr().err
     monkeypatch.setattr(errors, "find_spec", lambda name: None)
-    assert command_line.main(asked) == 2
+    assert command_line.main(arguments) == 2
     assert "needs onnx, onnxscript, onnxruntime" in capsys.readouterr().err
     groups = make_groups(
         ["train"], ["R-18"], [3], [64], {"train": [1]}, ["mimicdet-onnx", "mimicdet"], **COMMON

@@ -94,8 +94,8 @@ def test_only_the_evaluation_after_the_last_step_counts(configs, tmp_path):
     assert final_results(run) is None
     last = {"iteration": 2, "bbox/AP": 7.0, "bbox/AP-disc": math.nan, "total_loss": 1.0}
     write_metrics(run, {"iteration": 1, "bbox/AP": 5.0}, last)
-    found = final_results(run)
-    assert found.keys() == {"AP", "AP-disc"} and found["AP"] == 7.0
+    results = final_results(run)
+    assert results.keys() == {"AP", "AP-disc"} and results["AP"] == 7.0
     (run.folder / "metrics.json").write_text("")  # killed before its first record
     assert final_results(run) is None
 

@@ -70,7 +70,7 @@ def test_ranks_of_mimicdets(pairs, tmp_path):
     arguments = ["--num-images", "1", "--pictures", "ranks"]
     assert run(pairs["MimicDet"], tmp_path, *arguments) == 0
     (image,) = json.loads((tmp_path / "distillation.json").read_text())["images"]
-    assert image["ranks"][0]["anchors"] == 4  # positions within the central area, 2 x 2 on P3
+    assert image["ranks"][0]["anchors"] == 4  # locations within the central area, 2 x 2 on P3
 
 
 def test_what_a_pair_does_not_offer_is_left_out(pairs, tmp_path, capsys):

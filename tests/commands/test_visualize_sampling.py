@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from mimicdet.commands.visualize_sampling import load_contender, main
+from mimicdet.commands.visualize_sampling import load_predictor, main
 from mimicdet.engine import setup_cfg
 from tests.engine.tiny_run import SIZE, write_coco, write_config
 
@@ -65,7 +65,7 @@ def test_an_image_file_or_folder_and_its_best_detections(setup, tmp_path, name):
 def test_the_input_is_resized_as_in_evaluation(setup):
     _, _, config, weights = setup
     opts = ["INPUT.MIN_SIZE_TEST", "48", "MODEL.WEIGHTS", weights[0]]
-    predictor = load_contender(config, opts).predictor
+    predictor = load_predictor(config, opts)
     inputs = predictor.preprocess(np.full((100, 200, 3), 7, np.uint8))
     assert inputs["image"].shape == (3, 48, 96) and float(inputs["image"].max()) == 7
     assert (inputs["height"], inputs["width"]) == (100, 200)

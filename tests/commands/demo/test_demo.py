@@ -59,16 +59,16 @@ def test_one_image_to_a_file(run_demo, tmp_path):
 
 
 def test_precision_and_compilation_are_the_predictors(run_demo, tmp_path, monkeypatch, capsys):
-    asked = []
+    requested = []
 
     def note(cfg, **options):
-        asked.append(options)
+        requested.append(options)
         raise UserError("noted")
 
     monkeypatch.setattr(demo, "Predictor", note)
     run = ["--input", write_image(tmp_path / "a.png"), "--output", tmp_path / "b.png"]
     assert run_demo(*run) == run_demo(*run, "--precision", "bfloat16", "--compile") == 2
-    assert asked == [
+    assert requested == [
         {"precision": "float32", "compile_backbone": False},
         {"precision": "bfloat16", "compile_backbone": True},
     ]

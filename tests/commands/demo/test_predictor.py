@@ -23,14 +23,14 @@ def make_cfg(run_folder):
     return make
 
 
-def assert_same(ours, reference, atol):
-    assert ours.image_size == reference.image_size
-    assert len(ours) == len(reference) > 0
-    assert torch.equal(ours.pred_classes, reference.pred_classes)
+def assert_same(out, reference, atol):
+    assert out.image_size == reference.image_size
+    assert len(out) == len(reference) > 0
+    assert torch.equal(out.pred_classes, reference.pred_classes)
     torch.testing.assert_close(
-        ours.pred_boxes.tensor, reference.pred_boxes.tensor, rtol=0, atol=atol
+        out.pred_boxes.tensor, reference.pred_boxes.tensor, rtol=0, atol=atol
     )
-    torch.testing.assert_close(ours.scores, reference.scores, rtol=0, atol=atol)
+    torch.testing.assert_close(out.scores, reference.scores, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("order", ["BGR", "RGB"])

@@ -20,9 +20,9 @@ def test_the_sampling_of_a_detection_lies_around_it(arguments):
     image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     with PageServer(models, port=0) as page:
         model = models.get(listed["id"])
-        found = page.detect(model, image)
-        assert found["detections"]
-        box = found["detections"][0]["box"]
+        out = page.detect(model, image)
+        assert out["detections"]
+        box = out["detections"][0]["box"]
         answer = page.sampling(model, image, box)
     assert len(answer["points"]) in (9, 25), "3 x 3 on P3, 5 x 5 above"
     x0, y0, x1, y1 = answer["anchor"]

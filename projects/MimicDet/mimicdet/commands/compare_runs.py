@@ -60,8 +60,7 @@ def plan_runs(
     All runs, seed by seed, so that an interrupted comparison has a part of every config.
 
     Args:
-        output: folder of all runs.
-        opts: overrides of all: key, value, key, value, ...
+        opts: overrides of all runs: key, value, key, value, ...
         sweep: a key and its values; each config is trained with each of them.
 
     Raises:
@@ -101,12 +100,12 @@ def final_results(run: PlannedRun) -> dict[str, float] | None:
     except UserError:  # not begun, or not one record yet
         return None
     # Detectron2 notes the final evaluation behind the last step, which is MAX_ITER - 1.
-    found = {
+    results = {
         key.removeprefix("bbox/"): float(values[-1])
         for key, (iterations, values) in metrics.items()
         if key.startswith("bbox/") and iterations[-1] >= run.cfg.SOLVER.MAX_ITER
     }
-    return found if "AP" in found else None
+    return results if "AP" in results else None
 
 
 def execute(run: PlannedRun) -> None:
@@ -139,8 +138,8 @@ def format_table(results: Mapping[str, Results]) -> str:
     Args:
         results: config -> seed -> metric -> percent; a config without a seed yet shows "-".
     """
-    found = [metrics for seeds in results.values() for metrics in seeds.values()]
-    others = list(dict.fromkeys(key for metrics in found for key in metrics if key != "AP"))
+    finished = [metrics for seeds in results.values() for metrics in seeds.values()]
+    others = list(dict.fromkeys(key for metrics in finished for key in metrics if key != "AP"))
     header = ["Config", "Seeds", "AP by seed", "Mean AP", "Spread", *others]
     rows = [header, ["---"] * len(header)]
     for name, seeds in results.items():
@@ -176,16 +175,15 @@ def write_table(runs: Sequence[PlannedRun], path: Path) -> str:
     """Write the table of what is finished; return its text."""
     results: dict[str, dict[int, dict[str, float]]] = {run.name: {} for run in runs}
     for run in runs:
-        found = final_results(run)
-        if found is not None:
-            results[run.name][run.seed] = found
+        metrics = final_results(run)
+        if metrics is not None:
+            results[run.name][run.seed] = metrics
     table = format_table(results)
     path.write_text(table)
     return table
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of tools/compare_runs.py."""
     parser = argparse.ArgumentParser(
         prog="compare_runs.py",
         description="Train configs with several seeds each and tabulate AP, mean and spread. "

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ class CheckpointDetector:
         self.class_names = predictor.class_names
 
     def __call__(self, image: np.ndarray) -> Detections:
-        """Detections of one (H, W, 3) uint8 BGR image."""
         return self.detect([image])[0]
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
@@ -51,15 +50,7 @@ class CheckpointDetector:
 
 
 def load_predictor(config_file: str, opts: Sequence[str], **options: Any) -> Predictor:
-    """
-    Build the model of a config with its checkpoint.
-
-    Args:
-        options: Predictor's.
-
-    Raises:
-        UserError: config, data sets, device or checkpoint cannot be used.
-    """
+    """The model of a config with its checkpoint; options and errors as of Predictor."""
     cfg = setup_cfg(config_file, list(opts))
     if cfg.MODEL.DEVICE == "cpu":
         disable_glibc_trimming()
@@ -110,49 +101,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run demo/demo.py; exit code 1: some images could not be read, and the others are done."""
     args = build_parser().parse_args(argv)
     output = Path(args.output) if args.output else None
+    opts = [*args.opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.confidence_threshold)]
+    options = {"precision": args.precision, "compile_backbone": args.compile}
     # What can be wrong with files is told before the model is built.
-    targets = image_targets(args.input, output) if args.input else []
-    threshold = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(args.confidence_threshold)]
-    with contextlib.ExitStack() as stack:
-        if not args.input:
-            source = 0 if args.webcam else Path(args.video_input)
-            video = stack.enter_context(contextlib.closing(VideoReader(source)))
-        predictor = load_predictor(
-            args.config_file,
-            args.opts + threshold,
-            precision=args.precision,
-            compile_backbone=args.compile,
-        )
-        detector = CheckpointDetector(predictor)
-        if args.input:
-            return detect_images(detector, targets)
-        target = None
-        if output is not None:
-            name = "webcam.mp4" if args.webcam else f"{Path(args.video_input).stem}.mp4"
-            target = output if output.suffix.lower() == ".mp4" else output / name
-        detect_video(detector, video, target)
+    if args.input:
+        targets = image_targets(args.input, output)
+        predictor = load_predictor(args.config_file, opts, **options)
+        return detect_images(CheckpointDetector(predictor), targets)
+    source = 0 if args.webcam else Path(args.video_input)
+    name = "webcam.mp4" if args.webcam else f"{source.stem}.mp4"
+    target = output / name if output and output.suffix.lower() != ".mp4" else output
+    with contextlib.closing(VideoReader(source)) as video:
+        predictor = load_predictor(args.config_file, opts, **options)
+        detect_video(CheckpointDetector(predictor), video, target)
     return 0
 
 
-def image_targets(
-    inputs: Sequence[str], output: Path | None
-) -> list[tuple[ImageFile, Path | None]]:
+def image_targets(inputs: Sequence[str], output: Path | None) -> dict[ImageFile, Path | None]:
     """
     The images of files, folders and patterns, each with the file to draw to; None: a window.
 
     Raises:
-        UserError: nothing is found, or a drawing would replace its image or another drawing.
+        UserError: there are none, or a drawing would replace its image or another drawing.
     """
-    found = [path for given in inputs for path in _expand(given)]
-    files = find_images(found, output)
+    files = find_images([path for given in inputs for path in _expand(given)], output)
     if output is None:
-        return [(file, None) for file in files]
+        return dict.fromkeys(files)
     if output.suffix.lower() not in IMAGE_SUFFIXES or output.is_dir():
-        return [(file, drawing_path(file, output)) for file in files]
+        return {file: drawing_path(file, output) for file in files}
     if len(files) > 1:
         raise UserError(f"--output {output} is one file, but there are {len(files)} images")
-    drawing_path(ImageFile(files[0].path, output.name), output.parent)
-    return [(files[0], output)]
+    return {file: drawing_path(ImageFile(file.path, output.name), output.parent) for file in files}
 
 
 def _expand(given: str) -> list[str]:
@@ -165,23 +144,20 @@ def _expand(given: str) -> list[str]:
     return matches
 
 
-def detect_images(
-    detector: CheckpointDetector, targets: Sequence[tuple[ImageFile, Path | None]]
-) -> int:
+def detect_images(detector: CheckpointDetector, targets: Mapping[ImageFile, Path | None]) -> int:
     """Draw or show images with their detections; returns the exit code."""
-    target_of = dict(targets)
 
-    def handle(file: ImageFile, image: np.ndarray, found: Detections) -> bool:
-        progress.say(f"{file.path}: {len(found)} detections")
-        picture = draw_detections(image, found)
-        target = target_of[file]
+    def handle(file: ImageFile, image: np.ndarray, detections: Detections) -> bool:
+        progress.say(f"{file.path}: {len(detections)} detections")
+        picture = draw_detections(image, detections)
+        target = targets[file]
         if target is None:
             return _show(picture, wait=0)
         write_image(target, picture)
         return True
 
     with contextlib.closing(Progress(len(targets))) as progress:
-        problems = run_on_images(detector, [file for file, _ in targets], handle, progress)
+        problems = run_on_images(detector, list(targets), handle, progress)
     return 1 if problems else 0
 
 
@@ -192,20 +168,17 @@ def detect_video(detector: CheckpointDetector, video: VideoReader, target: Path 
     Raises:
         UserError: the video has no frame that can be read, or cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
-        writer = None
-        if target is not None:
-            writer = VideoWriter(target, video.frames_per_second)
-            stack.enter_context(contextlib.closing(writer))
+    writer = VideoWriter(target, video.frames_per_second) if target else None
 
-        def handle(number: int, frame: np.ndarray, found: Detections) -> bool:
-            picture = draw_detections(frame, found)
-            if writer is None:
-                return _show(picture, wait=1)
-            writer.write(picture)
-            return True
+    def handle(number: int, frame: np.ndarray, detections: Detections) -> bool:
+        picture = draw_detections(frame, detections)
+        if writer is None:
+            return _show(picture, wait=1)
+        writer.write(picture)
+        return True
 
+    writing = contextlib.closing(writer) if writer else contextlib.nullcontext()
+    with writing, contextlib.closing(Progress(video.num_frames)) as progress:
         if run_on_video(detector, video, handle, progress) == 0:
             raise UserError("the video has no frame that can be read")
 

@@ -74,10 +74,10 @@ def final_metrics(path: Path, max_iter: int) -> dict[str, float]:
     last = max(int(iterations[-1]) for iterations, _ in metrics.values())
     if last < max_iter - 1:
         raise UserError(f"{path}: the run stopped at iteration {last + 1} of {max_iter}")
-    found = {key: float(values[-1]) for key, (_, values) in metrics.items() if "bbox/" in key}
-    if not found:
+    results = {key: float(values[-1]) for key, (_, values) in metrics.items() if "bbox/" in key}
+    if not results:
         raise UserError(f"{path}: the run was not evaluated; DATASETS.TEST was empty")
-    return found
+    return results
 
 
 @command

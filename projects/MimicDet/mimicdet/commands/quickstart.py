@@ -9,7 +9,6 @@ goes to OUTPUT_DIR/log.txt.
 import argparse
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from .report import write_report
 
 DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_FILES = ("model_final.pth", "model_best.pth", "metrics.json", "config.yaml", "log.txt")
 _LOGGERS = ("detectron2", "fvcore", "mimicdet", "py.warnings")
 _logger = logging.getLogger(__name__)
 
@@ -52,36 +52,27 @@ class ProgressLine(EventWriter):
 
     def write(self) -> None:
         """Print the present iteration; called every so many iterations by Detectron2."""
-        storage = get_event_storage()
+        storage, total = get_event_storage(), self._max_iter
         done = storage.iter + 1
         # The writers run once more after the last iteration, with nothing new.
-        if done > self._max_iter:
+        if done > total:
             return
-        self._print(self._text(storage, done), last=done == self._max_iter)
-
-    def _text(self, storage: Any, done: int) -> str:
         histories = storage.histories()
-        width = len(str(self._max_iter))
-        text = f"  iteration {done:>{width}}/{self._max_iter} ({100 * done // self._max_iter:3d} %)"
+        text = f"  iteration {done:>{len(str(total))}}/{total} ({100 * done // total:3d} %)"
         if "total_loss" in histories:
             count = storage.count_samples("total_loss", self._window_size)
             text += f"  loss {histories['total_loss'].median(count):.3f}"
         if "time" in histories:
             seconds = histories["time"].median(1000)
-            left = timedelta(seconds=round(seconds * (self._max_iter - done)))
+            left = timedelta(seconds=round(seconds * (total - done)))
             text += f"  {seconds:.2f} s/iteration  ETA {left}"
-        return text
-
-    def _print(self, text: str, last: bool) -> None:
         if self._stream.isatty():
-            self._stream.write("\r\033[K" + text + ("\n" if last else ""))
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+            text = "\r\033[K" + text
+        end = "" if self._stream.isatty() and done < total else "\n"
+        print(text, end=end, file=self._stream, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of tools/quickstart.py."""
     parser = argparse.ArgumentParser(
         prog="quickstart.py",
         description="Train a small MimicDet on embedded data; write its AP, curves and pictures.",
@@ -140,9 +131,8 @@ def _data_log_on(stream: TextIO) -> Iterator[None]:
 
 def make_data(args: argparse.Namespace, stream: TextIO) -> CfgNode:
     """
-    Return the config that the command line asks for, with its data sets registered and loaded.
-
-    Embedded data sets are written now, if they are not there already.
+    Return the requested config with its data sets registered and loaded; embedded data sets are
+    written if they are not there already.
 
     Raises:
         UserError: what the config says cannot be, or its data are missing or broken.
@@ -209,16 +199,11 @@ def train(
 
 
 def box_results(results: Mapping[str, Any], dataset_name: str) -> dict[str, float]:
-    """
-    Return the box AP of one data set from Detectron2's results (one data set or several).
-
-    Raises:
-        UserError: the results hold none.
-    """
-    found = results.get(dataset_name, results)
-    if "bbox" not in found:
+    """Box AP of one data set from Detectron2's results of one or several; UserError for none."""
+    of_set = results.get(dataset_name, results)
+    if "bbox" not in of_set:
         raise UserError(f"the evaluation of '{dataset_name}' gave no box AP")
-    return dict(found["bbox"])
+    return dict(of_set["bbox"])
 
 
 def format_ap_table(results: Mapping[str, float]) -> str:
@@ -228,22 +213,15 @@ def format_ap_table(results: Mapping[str, float]) -> str:
     Args:
         results: COCOEvaluator's "bbox" results, 0..100; a NaN (no such objects) is shown as "-".
     """
-    shown = {name: results[name] for name in _AP_NAMES if name in results}
-    cells = [_format_ap(value) for value in shown.values()]
-    lines = [
-        "".join(f"{name:>8}" for name in shown),
-        "".join(f"{cell:>8}" for cell in cells),
-    ]
-    classes = {k.removeprefix("AP-"): v for k, v in results.items() if k.startswith("AP-")}
+    cells = {name: "-" if value != value else f"{value:.1f}" for name, value in results.items()}
+    shown = [name for name in _AP_NAMES if name in cells]
+    lines = ["".join(f"{x:>8}" for x in row) for row in (shown, [cells[x] for x in shown])]
+    classes = [(k.removeprefix("AP-"), cell) for k, cell in cells.items() if k.startswith("AP-")]
     if classes:
-        width = max(len("class"), *(len(name) for name in classes))
-        lines += ["", f"  {'class':<{width}}{'AP':>8}"]
-        lines += [f"  {name:<{width}}{_format_ap(value):>8}" for name, value in classes.items()]
+        rows = [("class", "AP"), *classes]
+        width = max(len(name) for name, _ in rows)
+        lines += ["", *(f"  {name:<{width}}{cell:>8}" for name, cell in rows)]
     return "\n".join(lines)
-
-
-def _format_ap(value: float) -> str:
-    return "-" if value != value else f"{value:.1f}"
 
 
 def draw(cfg: CfgNode, args: argparse.Namespace, output: Path) -> list[Path]:
@@ -276,22 +254,11 @@ def _detections(cfg: CfgNode, output: Path) -> Path | DefaultPredictor:
     predictor_cfg = cfg.clone()
     predictor_cfg.defrost()
     predictor_cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
-    predictor_cfg.freeze()
     return DefaultPredictor(predictor_cfg)
 
 
-def _existing(output: Path) -> list[Path]:
-    names = ("model_final.pth", "model_best.pth", "metrics.json", "config.yaml", "log.txt")
-    return [output / name for name in names if (output / name).exists()]
-
-
 def run(args: argparse.Namespace, stream: TextIO) -> None:
-    """
-    Do everything that the quickstart does.
-
-    Raises:
-        UserError: with a message for the user.
-    """
+    """Do everything that the quickstart does."""
     seconds: dict[str, float] = {}  # of each part, in the order in which they ran
     check_arguments(args)
     output = Path(args.output)
@@ -317,8 +284,9 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
         seconds["pictures"] = time.perf_counter() - start
     say(f"\nHeld-out data, {cfg.DATASETS.TEST[0]}:\n\n{table}\n")
     say("Written:")
-    for path in [*written, *_existing(output)]:
-        say(f"  {os.fspath(path)}")
+    for path in [*written, *(output / name for name in _FILES)]:
+        if path.exists():
+            say(f"  {path}")
     times = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
     say(f"\nSeconds: {times}; {sum(seconds.values()):.0f} in all")
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import detectron2.config
 from detectron2.config import CfgNode
@@ -44,29 +45,15 @@ def mimicdet_config_known() -> Iterator[None]:
         return cfg
 
     def freeze(cfg: CfgNode) -> None:
-        _complete(cfg)
+        is_root = "DATASETS" in cfg and "MODEL" in cfg and "MIMICDET" in cfg.MODEL
+        if is_root and not cfg.is_frozen():
+            register_datasets(cfg)
+            check_config(cfg)
         inherited_freeze(cfg)
 
-    had_own_freeze = "freeze" in vars(CfgNode)
-    detectron2.config.get_cfg = get_cfg
-    CfgNode.freeze = freeze
-    try:
-        yield
-    finally:
-        detectron2.config.get_cfg = original_get_cfg
-        if had_own_freeze:
-            CfgNode.freeze = inherited_freeze
-        else:
-            del CfgNode.freeze
-
-
-def _complete(cfg: CfgNode) -> None:
-    """Register the data sets of a merged config and fill in the keys that depend on them."""
-    is_root = "DATASETS" in cfg and "MODEL" in cfg and "MIMICDET" in cfg.MODEL
-    if not is_root or cfg.is_frozen():
-        return
-    register_datasets(cfg)
-    check_config(cfg)
+    with patch.object(detectron2.config, "get_cfg", get_cfg):
+        with patch.object(CfgNode, "freeze", freeze):
+            yield
 
 
 def _check_command_line(tool: str, arguments: Sequence[str]) -> None:

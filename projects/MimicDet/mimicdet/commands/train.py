@@ -22,7 +22,7 @@ from ..utils.errors import UserError, command, file_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments, and how to name one's own data."""
+    """Detectron2's arguments, and how to name custom data sets."""
     parser = default_argument_parser()
     parser.add_argument(
         "--optimize",
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 _EPILOG = """
-One's own data, without writing Python (classes are taken from the data):
+Custom data, without writing Python (classes are taken from the data):
     DATASETS.TRAIN "('coco:annotations/train.json:images',)"
     DATASETS.TEST "('voc:VOCdevkit/VOC2007:test',)" MODEL.ROI_HEADS.NUM_CLASSES 0
 """

@@ -15,7 +15,7 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint import load_weights
 from ..config import load_config
@@ -67,11 +67,6 @@ class Pair:
     def strides(self) -> tuple[int, ...]:
         return self.student.layout.strides
 
-    @property
-    def readings(self) -> tuple[str, str]:
-        """How class logits are read, the student's and the teacher's."""
-        return self.student.layout.class_scores, self.teacher.adapter.layout.class_scores
-
 
 @dataclass(frozen=True)
 class View:
@@ -86,13 +81,8 @@ class View:
     def size(self) -> tuple[int, int]:
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    @property
-    def gt_boxes(self) -> Tensor:
-        return self.student.gt_boxes[0]
-
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of tools/visualize_distillation.py."""
     parser = argparse.ArgumentParser(
         prog="visualize_distillation.py",
         description="Draw what distillation methods see of a student and its teacher: "
@@ -123,12 +113,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise UserError for a command line that cannot work, before anything is read."""
-    for name in ("num_images", "num_objects"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("psi", "iou_thresholds"):
-        if not all(0 <= x <= 1 for x in getattr(args, name)):
-            raise UserError(f"--{name.replace('_', '-')} must be 0 to 1")
+    if min(args.num_images, args.num_objects) < 1:
+        raise UserError("--num-images and --num-objects must be at least 1")
+    if not all(0 <= x <= 1 for x in args.psi + args.iou_thresholds):
+        raise UserError("--psi and --iou-thresholds must be 0 to 1")
     if not args.psi + args.iou_thresholds:
         raise UserError("--psi and --iou-thresholds are both empty")
 
@@ -148,37 +136,30 @@ def load_pair(config_file: str, opts: Sequence[str], dataset: str | None = None)
         raise UserError("MODEL.WEIGHTS path/to/checkpoint.pth is needed behind the options")
     if not cfg.DATASETS.TEST:
         raise UserError("--input is needed: DATASETS.TEST is empty")
-    model = build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS)
-    distiller = build_distiller(cfg, _as_trained(model))
-    return Pair(cfg, distiller.adapter, distiller.teachers[-1])
-
-
-def _as_trained(model: nn.Module) -> nn.Module:
-    """In training mode, which a student's adapter reads, with the batch norms of evaluation."""
-    model.train()
+    # In training mode, which a student's adapter reads, with the batch norms of evaluation.
+    model = build_model(cfg).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    return model
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    distiller = build_distiller(cfg, model)
+    return Pair(cfg, distiller.adapter, distiller.teachers[-1])
 
 
-def choose_pictures(pair: Pair, wanted: Sequence[str] | None) -> list[str]:
+def choose_pictures(pair: Pair, requested: Sequence[str] | None) -> list[str]:
     """
-    The pictures that the pair allows; why others are left out goes to stderr.
-
-    Raises:
-        UserError: one that was asked for is not possible.
+    The pictures that the pair allows; why others are left out goes to stderr. UserError where a
+    requested one is not possible.
     """
     defaults = load_config("")  # whatever the run's own methods are set to
     layouts = pair.student.layout, pair.teacher.adapter.layout
     chosen = []
-    for picture in wanted or PICTURES:
+    for picture in requested or PICTURES:
         method = DISTILLATION_REGISTRY.get(PICTURES[picture])(defaults, *layouts)
         try:
             check_pair([method], pair.student, pair.teacher.adapter, pair.teacher.source)
         except UserError as error:
-            if wanted:
+            if requested:
                 raise
             print(f"visualize_distillation: no {picture}: {error}", file=sys.stderr)
             continue
@@ -211,35 +192,35 @@ def draw_view(
     """Pictures of one image by their names, and the numbers behind them."""
     figures: dict[str, Figure] = {}
     numbers: dict[str, Any] = {}
+    gt_boxes = view.student.gt_boxes[0]
     if "masks" in pictures:
         regions = imitation_regions(
             view.student, view.size, pair.strides, args.psi, args.iou_thresholds
         )
-        figures["masks"] = draw_regions(view.pixels, view.gt_boxes, regions, pair.strides)
+        figures["masks"] = draw_regions(view.pixels, gt_boxes, regions, pair.strides)
         numbers["mask_shares"] = {x.label: x.shares for x in regions}
     if "differences" in pictures:
         maps = difference_maps(view.student, view.teacher, view.size, pair.strides)
-        figures["differences"] = draw_differences(view.pixels, view.gt_boxes, maps, pair.strides)
+        figures["differences"] = draw_differences(view.pixels, gt_boxes, maps, pair.strides)
         numbers["mean_differences"] = {
             name: [float(x.mean()) for x in getattr(maps, name)]
             for name in ("prediction", "feature", "product")
         }
     if "ranks" in pictures:
         names = class_names(pair.cfg)
-        found = object_ranks(view.student, view.teacher, pair.readings)[: args.num_objects]
-        for number, ranks in enumerate(found, 1):
-            name = names[ranks.gt_class]
-            figures[f"ranks_{number}"] = draw_ranks(view.pixels, ranks, name)
-        numbers["ranks"] = [
-            {
-                "class": names[x.gt_class],
-                "box": x.gt_box.tolist(),
-                "anchors": len(x.anchors),
+        layouts = pair.student.layout, pair.teacher.adapter.layout
+        readings = layouts[0].class_scores, layouts[1].class_scores
+        ranks = object_ranks(view.student, view.teacher, readings)[: args.num_objects]
+        numbers["ranks"] = []
+        for number, x in enumerate(ranks, 1):
+            name = names[x.gt_class]
+            figures[f"ranks_{number}"] = draw_ranks(view.pixels, x, name)
+            divergences = {
                 "class_divergence": x.class_scores.divergence,
                 "iou_divergence": x.ious.divergence,
             }
-            for x in found
-        ]
+            content = {"class": name, "box": x.gt_box.tolist(), "anchors": len(x.anchors)}
+            numbers["ranks"].append({**content, **divergences})
     return figures, numbers
 
 
@@ -285,7 +266,7 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/visualize_distillation.py: print each path as its file is written."""
+    """Print each path as its file is written."""
     for path in run(build_parser().parse_args(argv)):
         print(path)
     return 0

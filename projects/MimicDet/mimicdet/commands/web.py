@@ -31,14 +31,13 @@ class SamplingDetector(CheckpointDetector):
         """
         inputs = self.predictor.preprocess(image)
         record = sampling_points(self.predictor.model, inputs, reference_boxes=[list(box)])
-        found = record.to_json()
-        if not found["points"]:
+        content = record.to_json()
+        if not content["points"]:
             return {"points": [], "anchor": None}
-        return {"points": found["points"][0], "anchor": found["proposals"][0]}
+        return {"points": content["points"][0], "anchor": content["proposals"][0]}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments of demo/web.py."""
     parser = argparse.ArgumentParser(
         prog="web.py", description="A web page that tries a checkpoint and shows what it samples."
     )
@@ -62,12 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_models(args: argparse.Namespace) -> Models:
-    """
-    The checkpoint, then the ONNX files.
-
-    Raises:
-        UserError: one of them cannot be used.
-    """
+    """The checkpoint, then the ONNX files; UserError where one of them cannot be used."""
     models = Models(lambda source, name: Detector(source, name=name))
     # Not optimized: what is sampled is read from the model's own modules.
     opts = [*args.opts, "MODEL.WEIGHTS", args.weights]

@@ -11,8 +11,7 @@ import torch
 
 from ...utils.errors import UserError, check_choice, check_choices, check_installed, command
 from .detectors import BACKBONES, CASES, DEFAULT_CASES
-from .plot import plot_latency
-from .report import format_report
+from .report import format_report, plot_latency
 from .results import Conditions, continue_results, new_results, read_results, write_results
 from .runner import make_groups, run_groups
 from .workloads import MODES
@@ -32,7 +31,7 @@ The tables, and with --plot a picture, can be written anew from a file of result
     tools/benchmark.py --report results.json
     tools/benchmark.py --plot results.json
 A long job writes after each group of measurements; --resume goes on with what is missing, and adds
-what is asked for now to what is there:
+what this call requests to what is there:
     tools/benchmark.py --output results.json --stages --memory
     tools/benchmark.py --output results.json --resume --sizes 400 600 --backbones R-50
 """
@@ -115,7 +114,7 @@ def _check_onnx(device: str) -> None:
 
 
 def measure(args: argparse.Namespace, command: str) -> None:
-    """Run what the arguments ask for and write JSON and Markdown."""
+    """Run what the arguments request and write JSON and Markdown."""
     conditions = Conditions(args.device, args.threads, args.disable_glibc_trimming)
     results = new_results(conditions, command)
     if Path(args.output).exists():

@@ -1,14 +1,38 @@
-"""The Markdown that is pasted into the documentation, from the benchmark's JSON."""
+"""The Markdown that is pasted into the documentation, and a picture, from the benchmark's JSON."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .stages import STAGES
-from .timing import median_ratio, summarize
+from matplotlib.figure import Figure
+
+from ...utils.drawing import draw_grid
+from ...utils.errors import UserError
+from .detectors import CASES
+from .timing import STAGES, Spread, median_ratio, summarize
 
 # What a case is compared with: the columns of ratios.
 REFERENCES = ("retinanet", "fcos", "faster-rcnn", "backbone")
+# One colour a detector; each of detectors.FORMS has a line of its own.
+_COLORS = {
+    "mimicdet": "#1f77ff",
+    "mimicdet-dense": "#944ddb",
+    "retinanet": "#ff7f0e",
+    "fcos": "#1b9e47",
+    "faster-rcnn": "#d62728",
+    "backbone": "#7f7f7f",
+}
+_LINES: dict[str, Any] = {
+    "plain": "-",
+    "optimized": "--",
+    "onnx": ":",
+    "bfloat16": "-.",
+    "float16": (0, (5, 1, 1, 1, 1, 1)),
+    "compiled": (0, (1, 3)),
+    "channels-last": (0, (8, 3)),
+}
 
 
 def format_report(results: dict[str, Any]) -> str:
@@ -101,7 +125,70 @@ def _milliseconds(seconds: Sequence[float]) -> str:
     return f"{1e3 * spread.median:.1f} ({1e3 * spread.low:.1f} to {1e3 * spread.high:.1f})"
 
 
-def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table: the first column left, the others right."""
     rules = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rules, *rows])
+
+
+def latency_curves(
+    results: dict[str, Any],
+) -> dict[tuple[str, int], dict[str, list[tuple[int, Spread]]]]:
+    """
+    Curves of inference at batch 1: for each (backbone, number of classes) and case the points
+    (short side, Spread of milliseconds), from small to large images; UserError where none is.
+    """
+    panels: dict[tuple[str, int], dict[str, dict[int, Spread]]] = {}
+    for group in sorted(results["groups"], key=lambda group: group["settings"]["short_side"]):
+        settings = group["settings"]
+        if settings["mode"] != "eval" or settings["batch"] != 1:
+            continue
+        panel = panels.setdefault((settings["backbone"], settings["num_classes"]), {})
+        for name, facts in group["cases"].items():
+            if CASES[name].num_classes is None:  # class counts of their own belong to no panel
+                spread = summarize([1e3 * s for s in facts["seconds"]])
+                # The first of several groups.
+                panel.setdefault(name, {}).setdefault(settings["short_side"], spread)
+    if not panels:
+        raise UserError("the results hold no inference at batch 1 to plot")
+    return {
+        key: {name: list(points.items()) for name, points in panel.items()}
+        for key, panel in panels.items()
+    }
+
+
+def build_figure(results: dict[str, Any]) -> Figure:
+    """A panel for each backbone and class count; bars from quartile to quartile."""
+    panels = latency_curves(results)
+    figure = Figure(figsize=(6.0 * len(panels) + 1.5, 4.4), dpi=110, layout="constrained")
+    for index, ((backbone, classes), curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), index)
+        for name, points in curves.items():
+            medians = [spread.median for _, spread in points]
+            bars = [(x.median - x.low, x.high - x.median) for _, x in points]
+            axes.errorbar(
+                [side for side, _ in points],
+                medians,
+                yerr=list(zip(*bars)),
+                label=name,
+                color=_COLORS.get(CASES[name].detector),
+                linestyle=_LINES[CASES[name].form],
+                marker="o",
+                markersize=3.5,
+                capsize=2,
+            )
+        axes.set_title(f"{backbone}, {classes} classes, batch 1, {results['device']}", fontsize=10)
+        axes.set_xlabel("short side, pixels")
+        axes.set_ylabel("ms an image, median")
+        axes.set_ylim(bottom=0)
+        draw_grid(axes)
+        if index == len(panels):  # beside it: there are too many lines to keep clear of
+            axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def plot_latency(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write the figure as PNG; UserError where there is nothing to plot."""
+    figure = build_figure(results)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")

@@ -1,23 +1,30 @@
 """Runs the benchmark group by group. A group: everything that is compared with each other."""
 
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ...modeling.meta_arch.mimicdet import MimicDet
-from .calibration import calibrate
+from ...utils.errors import UserError
+from .calibration import calibrate, count_flops, observe
 from .detectors import CASES, DETECTORS, FORMS, Case, ModelSettings, build_detector
-from .memory import MemoryTask, measure_memory
-from .observe import count_flops, observe
 from .results import Conditions
-from .stages import StageClock
-from .timing import interleave, synchronizer
+from .timing import StageClock, interleave, synchronizer
 from .workloads import image_size, make_inputs, make_workload
+
+_MEMORY_RUNS = 2  # the second one finds the optimizer's momentum, or a warm allocator
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Group:
     cases: tuple[str, ...]
     repeats: int
     warmup: int
-    nms_boxes: int  # asked for, an image
+    nms_boxes: int  # requested, an image
     memory: bool
     stages: bool
 
@@ -47,6 +54,10 @@ class Group:
         height, width = self.size
         work = 3 if self.mode == "train" else 1
         return height * width * (self.batch * work * self.repeats + 20) * len(self.cases)
+
+    def model_settings(self, conditions: Conditions) -> ModelSettings:
+        """Of the models of cases without a class count of their own."""
+        return ModelSettings(self.backbone, self.num_classes, conditions.device)
 
     def settings(self) -> dict[str, Any]:
         """As it stands in the JSON."""
@@ -109,7 +120,7 @@ def run_groups(
 
 def run_group(group: Group, conditions: Conditions) -> dict[str, Any]:
     """Build, calibrate, observe and time the cases of one group; the process is prepared."""
-    settings = ModelSettings(group.backbone, group.num_classes, conditions.device)
+    settings = group.model_settings(conditions)
     inputs = make_inputs(group.size, group.batch, group.num_classes)
     detectors = dict(_calibrated_detectors(group, settings, inputs))
     models = {name: CASES[name].prepare(model) for name, model in detectors.items()}
@@ -118,15 +129,8 @@ def run_group(group: Group, conditions: Conditions) -> dict[str, Any]:
     }
     for name in group.cases if group.memory else ():
         if CASES[name].form != "onnx":  # its process would show what the export needed
-            task = MemoryTask(
-                name,
-                group.mode,
-                CASES[name].settings(settings),
-                group.size,
-                group.batch,
-                conditions,
-            )
-            facts[name]["memory_mib"] = asdict(measure_memory(task, detectors[name].state_dict()))
+            weights = detectors[name].state_dict()
+            facts[name]["memory_mib"] = measure_memory(group, name, conditions, weights)
     synchronize = synchronizer(conditions.device)
     work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
     clocks = {}
@@ -173,3 +177,67 @@ def _facts(
         "parameters_eval": seen.num_parameters_read,
         "gflops": count_flops(model, inputs[:1]),
     }
+
+
+def measure_memory(
+    group: Group, case: str, conditions: Conditions, weights: dict[str, Tensor]
+) -> dict[str, float]:
+    """
+    Run a case of a group in a fresh process and read its high-water mark.
+
+    Args:
+        weights: the detector's state_dict.
+
+    Returns:
+        MiB, "baseline" and "peak". On a CPU the resident set: before the first run (libraries and
+        weights) and its high-water mark. On CUDA what PyTorch's allocator gave out.
+
+    Raises:
+        UserError: the process died (most likely for want of memory), or the system has no
+            /proc, where Linux keeps the mark.
+    """
+    if conditions.device == "cpu" and not Path("/proc/self/status").exists():
+        raise UserError("peak memory of a CPU needs Linux's /proc/self/status")
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+        TemporaryDirectory() as folder,
+    ):
+        state_file = Path(folder) / "state.pth"
+        torch.save(weights, state_file)
+        try:
+            return pool.submit(_use_memory, group, case, conditions, state_file).result()
+        except BrokenProcessPool as error:
+            raise UserError(f"the process that measures the memory of {case} died") from error
+
+
+def _use_memory(
+    group: Group, case: str, conditions: Conditions, state_file: Path
+) -> dict[str, float]:
+    """The child's side of measure_memory: changes the process that it runs in."""
+    conditions.apply()
+    settings = CASES[case].settings(group.model_settings(conditions))
+    model = build_detector(CASES[case].detector, settings)
+    model.load_state_dict(torch.load(state_file, weights_only=True))
+    model = CASES[case].prepare(model)
+    inputs = make_inputs(group.size, group.batch, settings.num_classes)
+    work = make_workload(group.mode, model, inputs)
+    del model
+    on_cuda = conditions.device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        baseline = torch.cuda.memory_allocated() / 2**20
+    else:
+        # Forget what building the model needed. getrusage's ru_maxrss would not do: it begins with
+        # the parent's high-water mark.
+        Path("/proc/self/clear_refs").write_text("5")
+        baseline = _resident("VmRSS")
+    for _ in range(_MEMORY_RUNS):
+        work()
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else _resident("VmHWM")
+    return {"baseline": baseline, "peak": peak}
+
+
+def _resident(field: str) -> float:
+    """VmRSS or VmHWM of this process, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024

@@ -1,12 +1,19 @@
-"""Interleaved timing and its statistics: pure functions of numbers and callables."""
+"""Interleaved timing, its statistics, and how MimicDet's time at inference divides into stages."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
+from ...modeling.meta_arch.mimicdet import MimicDet
+
+STAGES = ("pre-processing", "backbone", "refinement", "selection", "S-head", "post-processing")
 
 
 @dataclass(frozen=True)
@@ -69,3 +76,58 @@ def interleave(
 def synchronizer(device: str) -> Callable[[], None]:
     """What to call before reading the clock on "cpu" or "cuda"."""
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+class StageClock:
+    """
+    Reads the clock where one stage of MimicDet.inference ends and the next begins, while the model
+    runs as always: the stages add up to the whole pass. `rounds` holds the seconds of each stage
+    of every pass so far.
+    """
+
+    def __init__(self, model: nn.Module, synchronize: Callable[[], None]):
+        """model: a MimicDet, or a module that holds one. ValueError for any other."""
+        detectors = [m for m in model.modules() if isinstance(m, MimicDet)]
+        if not detectors:
+            raise ValueError(f"{type(model).__name__} has no stages: they are MimicDet's")
+        self.model = model
+        self._parts = detectors[0]
+        self._synchronize = synchronize
+        self._marks: list[float] = []
+        self.rounds: list[dict[str, float]] = []
+
+    def measure(self, inputs: list[dict[str, Any]]) -> None:
+        """Run one forward pass and add its stages to `rounds`."""
+        self._marks = []
+        with self._watched(), torch.no_grad():
+            self._mark()
+            self.model(inputs)
+            self._mark()
+        seconds = np.diff(self._marks).tolist()
+        self.rounds.append(dict(zip(STAGES, seconds, strict=True)))
+
+    def _mark(self, *_: Any) -> None:
+        self._synchronize()
+        self._marks.append(time.perf_counter())
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """A mark before and after the backbone, before the selection, and around the S-head."""
+        generator = self._parts.proposal_generator
+        propose = generator.top_proposals
+
+        def marked_propose(*args: Any, **kwargs: Any) -> Any:
+            self._mark()
+            return propose(*args, **kwargs)
+
+        hooks = []
+        for module in (self._parts.backbone, self._parts.student_head):
+            hooks.append(module.register_forward_pre_hook(self._mark))
+            hooks.append(module.register_forward_hook(self._mark))
+        generator.top_proposals = marked_propose
+        try:
+            yield
+        finally:
+            del generator.top_proposals
+            for hook in hooks:
+                hook.remove()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.logger import setup_logger
 
 from ...checkpoint import MimicCheckpointer
@@ -13,12 +12,11 @@ from ...engine.setup import setup_cfg
 from ...engine.trainer import MimicTrainer
 from ...utils.errors import UserError, command, file_errors, make_folder
 from .page import page
-from .runs import RESULTS, Run, read_run
+from .runs import RESULTS, read_run
 from .sections import build_sections
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of tools/report.py."""
     parser = argparse.ArgumentParser(
         prog="report.py",
         description="Write one self-contained HTML page about a run or several side by side.",
@@ -52,7 +50,8 @@ def write_report(
     Write the page about finished runs; parts that a run lacks are told on the page.
 
     Args:
-        folders: OUTPUT_DIRs; labels: a name for each, by default the folders' names.
+        folders: OUTPUT_DIRs; labels: a name for each, by default the folders' names, with
+            their parents' where two are alike.
         num_images: best and worst images each; score_threshold: lowest score drawn there.
 
     Returns:
@@ -64,8 +63,12 @@ def write_report(
     if labels and len(labels) != len(folders):
         raise UserError(f"--labels: {len(labels)} labels for {len(folders)} runs")
     runs = [read_run(folder) for folder in folders]
-    for run, label in zip(runs, labels or _distinct_labels(runs)):
-        run.label = label
+    names = [run.label for run in runs]
+    for index, (run, name) in enumerate(zip(runs, names)):
+        if labels:
+            run.label = labels[index]
+        elif names.count(name) > 1:
+            run.label = f"{run.folder.resolve().parent.name}/{name}"
     subtitle = f"{', '.join(run.label for run in runs)}. Written on {date.today()}."
     path = Path(output)
     make_folder(path.parent)
@@ -73,15 +76,6 @@ def write_report(
     with file_errors():
         path.write_text(text, encoding="utf-8")
     return path
-
-
-def _distinct_labels(runs: Sequence[Run]) -> list[str]:
-    """The folders' names, with their parents' where two are alike."""
-    names = [run.label for run in runs]
-    return [
-        name if names.count(name) == 1 else f"{run.folder.resolve().parent.name}/{name}"
-        for run, name in zip(runs, names)
-    ]
 
 
 def evaluate_teacher(folder: str | Path) -> None:
@@ -94,8 +88,7 @@ def evaluate_teacher(folder: str | Path) -> None:
     path = Path(folder)
     cfg = setup_cfg(str(path / "config.yaml"), ["MODEL.MIMICDET.EVAL_HEAD", "teacher"])
     model = MimicTrainer.build_model(cfg)
-    checkpointer: DetectionCheckpointer = MimicCheckpointer(model, strict=True)
-    checkpointer.load(str(path / "model_final.pth"))
+    MimicCheckpointer(model, strict=True).load(str(path / "model_final.pth"))
     output = str(path / "inference_teacher")
     evaluators = [MimicTrainer.build_evaluator(cfg, x, output) for x in cfg.DATASETS.TEST]
     MimicTrainer.test(cfg, model, evaluators)

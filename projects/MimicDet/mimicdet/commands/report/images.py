@@ -29,7 +29,7 @@ class ImageScore:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 1 where there is nothing and nothing is found."""
+        """Harmonic mean of precision and recall; 1 where neither objects nor detections are."""
         total = 2 * self.correct + self.wrong + self.missed
         return 2 * self.correct / total if total else 1.0
 
@@ -65,16 +65,16 @@ def picture_pair(score: ImageScore, truth: GroundTruth) -> str:
     image = score.image
     file = truth.files[image.image_id]
     pixels = read_image(file, "RGB")
-    found = _embedded(pixels, image.boxes, image.classes, image.scores, None, truth)
-    wanted = _embedded(pixels, image.gt_boxes, image.gt_classes, None, image.gt_crowd, truth)
+    detected = _embedded(pixels, image.boxes, image.classes, image.scores, None, truth)
+    annotated = _embedded(pixels, image.gt_boxes, image.gt_classes, None, image.gt_crowd, truth)
     name = html.escape(file.replace("\\", "/").rsplit("/", 1)[-1])
     caption = (
         f"{name}: F1 {score.f1:.2f}; {score.correct} correct, {score.wrong} wrong, "
         f"{score.missed} missed"
     )
     return (
-        f'<figure class="pair"><img alt="detections in {name}" src="{found}">'
-        f'<img alt="ground truth of {name}" src="{wanted}"><figcaption>{caption}</figcaption>'
+        f'<figure class="pair"><img alt="detections in {name}" src="{detected}">'
+        f'<img alt="ground truth of {name}" src="{annotated}"><figcaption>{caption}</figcaption>'
         "</figure>"
     )
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ class HeadResults:
     evaluation: Evaluation
     images: list[ImageBoxes]
     errors: ErrorSplit
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Run:
         return self.heads[self.main_head] if self.main_head else None
 
 
-def read_run(folder: str | Path, label: str = "") -> Run:
+def read_run(folder: str | Path) -> Run:
     """
     Read config, metrics, log and detections of a run's OUTPUT_DIR.
 
@@ -93,32 +92,31 @@ def read_run(folder: str | Path, label: str = "") -> Run:
     names = ("config.yaml", "metrics.json", f"inference/{RESULTS}")
     if not any((path / name).is_file() for name in names):
         raise UserError(f"run '{folder}' has none of {', '.join(names)}: is it an OUTPUT_DIR?")
-    run = Run(label or path.resolve().name, path)
-    try:
+    run = Run(path.resolve().name, path)
+    config = str(path / "config.yaml")
+    with _noted(run, "metrics"):
         run.metrics = read_metrics(path / "metrics.json")
-    except UserError as error:
-        run.problems.append(f"no metrics: {error}")
     if (path / "log.txt").is_file():
         run.log = read_log((path / "log.txt").read_text(errors="replace"))
-    _read_config(run)
-    if run.truth is not None:
-        _read_heads(run)
+    with _noted(run, "config"):
+        run.cfg = load_config(config)
+    if run.cfg is not None:
+        with _noted(run, "ground truth"):
+            # The report runs anywhere, whatever the run was trained on.
+            run.truth = read_truth(setup_cfg(config, ["MODEL.DEVICE", "cpu"]).DATASETS.TEST)
+    for head, place in result_folders(run).items() if run.truth is not None else ():
+        with _noted(run, f"detections of the {head}"):
+            run.heads[head] = read_head(place, run.truth)
     return run
 
 
-def _read_config(run: Run) -> None:
-    path = run.folder / "config.yaml"
+@contextlib.contextmanager
+def _noted(run: Run, what: str) -> Iterator[None]:
+    """A UserError inside becomes one of the run's problems."""
     try:
-        run.cfg = load_config(str(path))
+        yield
     except UserError as error:
-        run.problems.append(f"no config: {error}")
-        return
-    try:
-        # The report runs anywhere, whatever the run was trained on.
-        cfg = setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])
-        run.truth = read_truth(cfg.DATASETS.TEST)
-    except UserError as error:
-        run.problems.append(f"no ground truth: {error}")
+        run.problems.append(f"no {what}: {error}")
 
 
 def read_truth(names: Sequence[str]) -> GroundTruth:
@@ -153,14 +151,6 @@ def result_folders(run: Run) -> dict[str, Path]:
     return folders
 
 
-def _read_heads(run: Run) -> None:
-    for head, folder in result_folders(run).items():
-        try:
-            run.heads[head] = read_head(folder, run.truth)
-        except UserError as error:
-            run.problems.append(f"no detections of the {head}: {error}")
-
-
 def read_head(folder: Path, truth: GroundTruth) -> HeadResults:
     """Evaluate the detections in a folder; UserError for a file that is missing or faulty."""
     path = folder / RESULTS
@@ -168,18 +158,16 @@ def read_head(folder: Path, truth: GroundTruth) -> HeadResults:
     check_results(str(path), results)
     images = images_of(truth.coco, results)
     errors = split_errors(images)
-    return HeadResults(evaluate(truth.coco, results), images, errors, folder)
+    return HeadResults(evaluate(truth.coco, results), images, errors)
 
 
 def read_log(text: str) -> LogFacts:
     """What Detectron2's log says of speed and machine; of several evaluations the last one."""
     inference = re.findall(rf"Total inference pure compute time: \S+ {_SECONDS}", text)
     training = re.findall(r"Total training time: ([^(\n]+?) \(", text)
-    machine = {}
-    for name in _MACHINE:
-        found = re.findall(rf"^{re.escape(name)} {{2,}}(.+?)(?: [@(].*)?$", text, re.MULTILINE)
-        if found:
-            machine[name] = found[-1].strip()
+    names = "|".join(map(re.escape, _MACHINE))
+    facts = dict(re.findall(rf"^({names}) {{2,}}(.+?)(?: [@(].*)?$", text, re.MULTILINE))
+    machine = {name: facts[name].strip() for name in _MACHINE if name in facts}
     return LogFacts(
         float(inference[-1][0]) if inference else None,
         training[-1].strip() if training else None,

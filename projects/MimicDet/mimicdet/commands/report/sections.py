@@ -23,10 +23,10 @@ _NO_DETECTIONS = "No run left detections that can be evaluated; see Notes."
 
 def build_sections(runs: Sequence[Run], score_threshold: float, num_images: int) -> list[Section]:
     """All sections in their order; one that has nothing to show says so."""
-    found = [(run, run.main) for run in runs if run.main is not None]
+    evaluated_runs = [(run, run.main) for run in runs if run.main is not None]
 
     def evaluated(section: Callable[..., str], *args: Any) -> str:
-        return section(found, *args) if found else paragraph(_NO_DETECTIONS)
+        return section(evaluated_runs, *args) if evaluated_runs else paragraph(_NO_DETECTIONS)
 
     sections = [
         Section("summary", "Average precision", average_precision(runs)),
@@ -119,11 +119,11 @@ def _overlay(runs: Sequence[Run], key: str, title: str, scale: str) -> str:
     return line_chart(Panel(title, lines, scale, limits)) if len(lines) > 1 else ""
 
 
-def class_table(found: Evaluated) -> str:
+def class_table(evaluated_runs: Evaluated) -> str:
     """AP of every class, runs side by side, with the objects of the test set."""
     rows: list[list[str | Cell]] = []
     firsts: dict[tuple[str, ...], HeadResults] = {}  # as a rule all test sets have the same classes
-    for run, results in found:
+    for run, results in evaluated_runs:
         firsts.setdefault(tuple(run.truth.class_names), results)
     for names, first in firsts.items():
         classes = np.concatenate([x.gt_classes[~x.gt_crowd] for x in first.images])
@@ -133,10 +133,10 @@ def class_table(found: Evaluated) -> str:
                 float(x.evaluation.per_class[index])
                 if tuple(run.truth.class_names) == names
                 else None
-                for run, x in found
+                for run, x in evaluated_runs
             ]
             rows.append([name, str(count[index]), *_compared(values)])
-    header = ("Class", "Objects", *(_head_label(run) for run, _ in found))
+    header = ("Class", "Objects", *(_head_label(run) for run, _ in evaluated_runs))
     return table(header, rows)
 
 
@@ -144,7 +144,7 @@ def _head_label(run: Run) -> str:
     return run.label if run.main_head == "student" else f"{run.label}, {run.main_head}"
 
 
-def precision_recall(found: Evaluated) -> str:
+def precision_recall(evaluated_runs: Evaluated) -> str:
     """Precision over recall at IoU 0.5: the classes of each run, and runs against each other."""
     recall = np.linspace(0, 1, 101)
 
@@ -156,25 +156,25 @@ def precision_recall(found: Evaluated) -> str:
         return line_chart(Panel(title, lines, limits=(0, 1.02), x_label="recall"))
 
     parts = []
-    if len(found) > 1:
+    if len(evaluated_runs) > 1:
         means = [
             (f"{_head_label(run)}, IoU {iou:.2f}", _mean(results, row), f"C{i}", dash)
-            for i, (run, results) in enumerate(found)
+            for i, (run, results) in enumerate(evaluated_runs)
             for iou, row, dash in ((0.5, 0, "-"), (0.75, 5, "--"))
         ]
         parts.append(chart("Mean precision of the classes", *means))
-    for run, results in found:
+    for run, results in evaluated_runs:
         precision = results.evaluation.precision[0]
         objects = np.concatenate([x.gt_classes for x in results.images])
         common = np.argsort(-np.bincount(objects, minlength=precision.shape[1]), kind="stable")
         shown = [int(i) for i in sorted(common[:_MOST_CLASSES]) if (precision[:, i] > -1).all()]
         curves = [(run.truth.class_names[i], precision[:, i], f"C{i}", "-") for i in shown]
-        if len(found) == 1:
+        if len(evaluated_runs) == 1:
             curves.append(("all", _mean(results, 0), "black", "-"))
             curves.append(("all, IoU 0.75", _mean(results, 5), "black", "--"))
         parts.append(chart(f"{_head_label(run)}: precision at IoU 0.50", *curves))
     note = ""
-    if any(len(run.truth.class_names) > _MOST_CLASSES for run, _ in found):
+    if any(len(run.truth.class_names) > _MOST_CLASSES for run, _ in evaluated_runs):
         note = paragraph(f"The {_MOST_CLASSES} classes with the most objects are drawn.")
     return _charts(parts) + note
 
@@ -195,18 +195,18 @@ _ERROR_TEXT = {
 }
 
 
-def errors(found: Evaluated) -> str:
+def errors(evaluated_runs: Evaluated) -> str:
     """TIDE's split: what AP50 gains when one kind of error is put right."""
-    highest = max(max(results.errors.gains.values()) for _, results in found)
+    highest = max(max(results.errors.gains.values()) for _, results in evaluated_runs)
     rows: list[list[str | Cell]] = []
     for kind in KINDS:
         row: list[str | Cell] = [kind]
-        for _, results in found:
+        for _, results in evaluated_runs:
             gain, count = results.errors.gains[kind], results.errors.counts[kind]
             row += [str(count), Cell(number(gain, 2), gain / max(highest, 1e-9))]
         rows.append(row)
     header = ["Kind"]
-    for run, results in found:
+    for run, results in evaluated_runs:
         label = _head_label(run)
         header += [f"{label}: number", f"dAP, of AP50 {number(results.errors.ap50)}"]
     meanings = "".join(f"<li><b>{kind}</b>: {text}</li>" for kind, text in _ERROR_TEXT.items())
@@ -221,7 +221,7 @@ def errors(found: Evaluated) -> str:
     )
 
 
-def images(found: Evaluated, threshold: float, count: int) -> str:
+def images(evaluated_runs: Evaluated, threshold: float, count: int) -> str:
     """Pictures of the images of lowest and highest F1 of each run."""
     parts = [
         paragraph(
@@ -229,7 +229,7 @@ def images(found: Evaluated, threshold: float, count: int) -> str:
             "detections, right the ground truth."
         )
     ]
-    for run, results in found:
+    for run, results in evaluated_runs:
         best, worst = best_and_worst(results.images, threshold, count)
         for name, scores in (("worst", worst), ("best", best)):
             pairs = "".join(_pair_or_note(score, run) for score in scores)
@@ -262,44 +262,33 @@ def heads(runs: Sequence[Run]) -> str:
     if rows:
         parts.append(table(("", "Student", "Teacher", "Difference"), rows))
     if missing:
-        parts.append(
-            paragraph(
-                f"Not both heads were evaluated: {', '.join(missing)}. --eval-teacher evaluates "
-                "the T-head of the last checkpoint."
-            )
-        )
+        note = "--eval-teacher evaluates the T-head of the last checkpoint."
+        parts.append(paragraph(f"Not both heads were evaluated: {', '.join(missing)}. {note}"))
     return "".join(parts)
 
 
 def speed(runs: Sequence[Run]) -> str:
     """Seconds an iteration and an image, and on what."""
-    facts: list[tuple[str, Callable[[Run], str]]] = [
-        ("Iterations", lambda run: number(_last_iteration(run), 0)),
-        ("Seconds an iteration, median", lambda run: number(_median(run, "time"), 3)),
-        ("of which waiting for data", lambda run: number(_median(run, "data_time"), 3)),
-        ("Training time", lambda run: run.log.training_time or "-"),
-        ("Inference, ms an image", _milliseconds),
-        ("Device", lambda run: run.cfg.MODEL.DEVICE if run.cfg is not None else "-"),
-    ]
-    names = dict.fromkeys(name for run in runs for name in run.log.machine)
-    facts += [(name, lambda run, name=name: run.log.machine.get(name, "-")) for name in names]
-    rows: list[list[str | Cell]] = [[name, *(tell(run) for run in runs)] for name, tell in facts]
+    facts = [_speed_facts(run) for run in runs]
+    names = dict.fromkeys(name for known in facts for name in known)
+    rows: list[list[str | Cell]] = [[x, *(known.get(x, "-") for known in facts)] for x in names]
     note = "From metrics.json and log.txt. Inference is the model alone, in the last evaluation."
     return table(("", *(run.label for run in runs)), rows, "facts") + paragraph(note)
 
 
-def _last_iteration(run: Run) -> float | None:
-    ends = [iterations[-1] for iterations, _ in run.metrics.values()]
-    return float(max(ends)) if ends else None
-
-
-def _median(run: Run, key: str) -> float | None:
-    return float(np.median(run.metrics[key][1])) if key in run.metrics else None
-
-
-def _milliseconds(run: Run) -> str:
+def _speed_facts(run: Run) -> dict[str, str]:
+    medians = {key: float(np.median(values)) for key, (_, values) in run.metrics.items()}
+    last = max((int(iterations[-1]) for iterations, _ in run.metrics.values()), default=None)
     seconds = run.log.inference_seconds
-    return number(None if seconds is None else 1000 * seconds)
+    return {
+        "Iterations": number(last, 0),
+        "Seconds an iteration, median": number(medians.get("time"), 3),
+        "of which waiting for data": number(medians.get("data_time"), 3),
+        "Training time": run.log.training_time or "-",
+        "Inference, ms an image": number(None if seconds is None else 1000 * seconds),
+        "Device": run.cfg.MODEL.DEVICE if run.cfg is not None else "-",
+        **run.log.machine,
+    }
 
 
 _CHOSEN = (
