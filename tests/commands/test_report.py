@@ -12,9 +12,9 @@ import torch
 from detectron2.modeling import build_model
 
 from mimicdet.commands.report import write_report
-from mimicdet.commands.report.charts import line_chart
 from mimicdet.commands.report.cli import main
 from mimicdet.commands.report.images import best_and_worst, score_image
+from mimicdet.commands.report.page import line_chart
 from mimicdet.commands.report.runs import RESULTS, read_log, read_run
 from mimicdet.engine import setup_cfg
 from mimicdet.evaluation.matching import ImageBoxes
@@ -222,16 +222,22 @@ def test_a_log_of_something_else_gives_no_facts():
 # ---------------------------------------------------------------- images
 
 
-def scene(image_id, truth, found):
-    """Unit squares at (10 x, 0): truth and found are places, all of one class."""
+def scene(image_id, truth, detected):
+    """Unit squares at (10 x, 0): truth and detected are places, all of one class."""
 
     def boxes(places):
         return np.array([[10.0 * x, 0, 9, 9] for x in places]).reshape(-1, 4)
 
     zeros = np.zeros(len(truth), int)
-    scores = np.linspace(0.9, 0.5, len(found))
+    scores = np.linspace(0.9, 0.5, len(detected))
     return ImageBoxes(
-        image_id, boxes(truth), zeros, zeros > 0, boxes(found), np.zeros(len(found), int), scores
+        image_id,
+        boxes(truth),
+        zeros,
+        zeros > 0,
+        boxes(detected),
+        np.zeros(len(detected), int),
+        scores,
     )
 
 

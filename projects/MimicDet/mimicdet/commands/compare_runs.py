@@ -14,9 +14,6 @@ from ..engine import setup_cfg
 from ..utils.errors import UserError, command, make_folder
 from ..visualization.curves import read_metrics
 
-# Results of a config: seed -> metric -> value in percent.
-Results = Mapping[int, Mapping[str, float]]
-
 # A process for each run, as `python train_net.py` is: it leaves no loggers or data sets behind.
 _TRAIN = "import sys; from mimicdet.commands.train import main; sys.exit(main())"
 _OWN_KEYS = ("SEED", "OUTPUT_DIR")
@@ -130,7 +127,7 @@ def execute(run: PlannedRun) -> None:
         raise UserError(f"{run.folder}: no bbox/AP in metrics.json; one test set is needed")
 
 
-def format_table(results: Mapping[str, Results]) -> str:
+def format_table(results: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     """
     A Markdown table with a row for each config: AP of each seed, mean, and spread (the largest
     minus the smallest), then means of the other metrics.
@@ -189,16 +186,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train configs with several seeds each and tabulate AP, mean and spread. "
         "Finished runs are skipped, interrupted ones go on.",
     )
-    parser.add_argument("--config-files", nargs="+", required=True, metavar="FILE")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], metavar="SEED")
-    parser.add_argument("--output", type=Path, default="output/comparison", metavar="FOLDER")
-    parser.add_argument(
-        "--sweep", nargs="+", default=[], metavar=("KEY", "VALUE"), help="a row for each value"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="overrides of all: KEY VALUE ..."
-    )
+    add = parser.add_argument
+    add("--config-files", nargs="+", required=True, metavar="FILE")
+    add("--seeds", nargs="+", type=int, default=[1, 2], metavar="SEED")
+    add("--output", type=Path, default="output/comparison", metavar="FOLDER")
+    add("--sweep", nargs="+", default=[], metavar=("KEY", "VALUE"), help="a row for each value")
+    add("--jobs", type=int, default=1, help="runs at a time")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="overrides of all: KEY VALUE ...")
     return parser
 
 

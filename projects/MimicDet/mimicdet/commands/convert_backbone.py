@@ -9,7 +9,6 @@ from ..utils.errors import command
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/convert_backbone.py."""
     parser = argparse.ArgumentParser(
         description="Bring a torchvision ImageNet backbone into Detectron2's format."
     )

@@ -62,32 +62,28 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="demo.py", description="Detect with a checkpoint in images, a video or a webcam."
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input", nargs="+", help="image files, folders or patterns 'folder/*.jpg'"
     )
     source.add_argument("--video-input", metavar="FILE", help="a video file")
     source.add_argument("--webcam", action="store_true", help="the first camera")
-    parser.add_argument(
-        "--output",
-        help="folder, or a file for one picture or video; without it a window opens",
-    )
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown (0.5)"
-    )
-    parser.add_argument(
+    add("--output", help="folder, or a file for one picture or video; without it a window opens")
+    add("--confidence-threshold", type=float, default=0.5, help="lowest score that is shown (0.5)")
+    add(
         "--precision",
         choices=list(PRECISIONS),
         default="float32",
         help="of the arithmetic; bfloat16 is the fast one where the CPU computes in it (float32)",
     )
-    parser.add_argument(
+    add(
         "--compile",
         action="store_true",
         help="give the backbone to torch.compile: a minute or more at the first image",
     )
-    parser.add_argument(
+    add(
         "--opts",
         nargs=argparse.REMAINDER,
         default=[],

@@ -40,7 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/export_model.py."""
     args = build_parser().parse_args(argv)
     setup_logger(name="mimicdet")
     options = ExportOptions(

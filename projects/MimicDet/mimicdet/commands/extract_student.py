@@ -9,7 +9,6 @@ from ..utils.errors import command
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/extract_student.py."""
     parser = argparse.ArgumentParser(description="Write the student of a training checkpoint.")
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--output", required=True, metavar="FILE", help=" or ".join(ENDINGS))

@@ -93,7 +93,6 @@ def prepare(clone: Path, output: Path) -> dict[str, tuple[int, int]]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/prepare_bccd.py."""
     parser = argparse.ArgumentParser(
         prog="prepare_bccd.py",
         description=f"Write the blood cell images of {_ADDRESS} (MIT licence) as COCO JSON.",

@@ -82,7 +82,6 @@ def final_metrics(path: Path, max_iter: int) -> dict[str, float]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/publish.py."""
     parser = argparse.ArgumentParser(description="Turn a finished run into a model-zoo entry.")
     parser.add_argument("run", help="the OUTPUT_DIR of the training")
     parser.add_argument("folder", help="where the files go")

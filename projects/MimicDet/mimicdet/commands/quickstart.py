@@ -45,7 +45,7 @@ class ProgressLine(EventWriter):
     """
 
     def __init__(self, max_iter: int, stream: TextIO, window_size: int = 20) -> None:
-        """Write to `stream`; losses are medians over `window_size` iterations."""
+        """Losses are medians over `window_size` iterations."""
         self._max_iter = max_iter
         self._stream = stream
         self._window_size = window_size
@@ -77,16 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="quickstart.py",
         description="Train a small MimicDet on embedded data; write its AP, curves and pictures.",
     )
-    parser.add_argument("--output", default="output/quickstart", metavar="FOLDER")
-    parser.add_argument("--config-file", default=DEFAULT_CONFIG, metavar="FILE")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--num-images", type=int, default=8, help="images in the grid")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.4, help="lowest score drawn in the grid"
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="overrides of the config: KEY VALUE KEY VALUE ..."
-    )
+    add = parser.add_argument
+    add("--output", default="output/quickstart", metavar="FOLDER")
+    add("--config-file", default=DEFAULT_CONFIG, metavar="FILE")
+    add("--resume", action="store_true", help="go on from the last checkpoint")
+    add("--num-images", type=int, default=8, help="images in the grid")
+    add("--score-threshold", type=float, default=0.4, help="lowest score drawn in the grid")
+    add("opts", nargs=argparse.REMAINDER, help="overrides of the config: KEY VALUE KEY VALUE ...")
     return parser
 
 
@@ -228,9 +225,16 @@ def draw(cfg: CfgNode, args: argparse.Namespace, output: Path) -> list[Path]:
     """Write detections.png, curves.png and report.html; return the paths of what was written."""
     grid, curves = output / "detections.png", output / "curves.png"
     written = [grid]
+    # The evaluator's results file; a predictor where VOC or several sets leave none.
+    detections: Path | DefaultPredictor = output / "inference" / "coco_instances_results.json"
+    if len(cfg.DATASETS.TEST) > 1 or not detections.exists():
+        predictor_cfg = cfg.clone()
+        predictor_cfg.defrost()
+        predictor_cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
+        detections = DefaultPredictor(predictor_cfg)
     detection_grid(
         cfg.DATASETS.TEST[0],
-        _detections(cfg, output),
+        detections,
         grid,
         num_images=args.num_images,
         score_threshold=args.score_threshold,
@@ -244,17 +248,6 @@ def draw(cfg: CfgNode, args: argparse.Namespace, output: Path) -> list[Path]:
         _logger.warning("no curves: %s", error)
     written.append(write_report([output], output / "report.html"))
     return written
-
-
-def _detections(cfg: CfgNode, output: Path) -> Path | DefaultPredictor:
-    """Return the evaluator's results file; a predictor where VOC or several sets leave none."""
-    results = output / "inference" / "coco_instances_results.json"
-    if len(cfg.DATASETS.TEST) == 1 and results.exists():
-        return results
-    predictor_cfg = cfg.clone()
-    predictor_cfg.defrost()
-    predictor_cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
-    return DefaultPredictor(predictor_cfg)
 
 
 def run(args: argparse.Namespace, stream: TextIO) -> None:
@@ -293,6 +286,5 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/quickstart.py."""
     run(build_parser().parse_args(argv), sys.stdout)
     return 0

@@ -10,7 +10,6 @@ from ..utils.errors import command, file_errors, make_folder
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/split_kitti.py."""
     parser = argparse.ArgumentParser(
         description="Split KITTI's training images so that no video sequence is on both sides."
     )

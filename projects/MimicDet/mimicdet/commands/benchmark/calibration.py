@@ -1,5 +1,5 @@
 """
-Random weights that flatter nobody, and what a forward pass does with them.
+Calibration of random weights, and what a forward pass does with them.
 
 With random weights as they come one detector lets no box pass its score threshold and another lets
 all of them pass, and what follows is not comparable. Every detector gets the same treatment on the
@@ -8,6 +8,7 @@ channels have a stated mean and spread, and one shift of the class logits after 
 number of boxes passes the detector's own SCORE_THRESH_TEST and is left to its NMS.
 """
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -48,16 +49,14 @@ def calibrate(
 def _randomise_norms(model: nn.Module, inputs: list[dict[str, Any]]) -> None:
     """Frozen batch norms: random scale and shift, running statistics of these images."""
     generator = torch.Generator().manual_seed(0)
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            count = module.num_features
-            module.weight.copy_(torch.rand(count, generator=generator) + 0.5)
-            module.bias.copy_(torch.randn(count, generator=generator) * 0.1)
-            hooks.append(module.register_forward_pre_hook(_take_statistics))
-    model(inputs)
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                count = module.num_features
+                module.weight.copy_(torch.rand(count, generator=generator) + 0.5)
+                module.bias.copy_(torch.randn(count, generator=generator) * 0.1)
+                stack.enter_context(module.register_forward_pre_hook(_take_statistics))
+        model(inputs)
 
 
 def _take_statistics(norm: FrozenBatchNorm2d, args: tuple[Tensor]) -> None:
@@ -81,9 +80,8 @@ def standardise(
         # A copy: a detector may go on in place.
         outputs.append(output.transpose(0, channel).flatten(1).clone())
 
-    hook = layer.register_forward_hook(collect)
-    model(inputs)
-    hook.remove()
+    with layer.register_forward_hook(collect):
+        model(inputs)
     if not outputs:
         raise ValueError(f"{type(model).__name__} does not call its output layer {layer}")
     variance, average = torch.var_mean(torch.cat(outputs, dim=1), dim=1, correction=0)
@@ -167,14 +165,12 @@ def observe(
     """The observer of one forward pass of a model in evaluation mode."""
     observer = ForwardObserver(model, score_thresh)
     generator = getattr(model, "proposal_generator", None) or nn.Identity()
-    hooks = [
+    with (
         generator.register_forward_pre_hook(lambda *_: setattr(observer, "proposing", True)),
         generator.register_forward_hook(lambda *_: setattr(observer, "proposing", False)),
-    ]
-    with observer:
+        observer,
+    ):
         model(inputs)
-    for hook in hooks:
-        hook.remove()
     return observer
 
 

@@ -102,15 +102,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     check_choice("--device", args.device, ("cpu", "cuda"))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no CUDA device; --device cpu measures here")
-    if any(CASES[name].form == "onnx" for name in args.detectors):
-        _check_onnx(args.device)
+    if "mimicdet-onnx" in args.detectors:
+        if args.device != "cpu":
+            raise UserError("--detectors mimicdet-onnx is measured on the CPU alone")
+        check_installed("--detectors mimicdet-onnx", "onnx", "onnxscript", "onnxruntime")
     return args
-
-
-def _check_onnx(device: str) -> None:
-    if device != "cpu":
-        raise UserError("--detectors mimicdet-onnx is measured on the CPU alone")
-    check_installed("--detectors mimicdet-onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 def measure(args: argparse.Namespace, command: str) -> None:
@@ -122,6 +118,7 @@ def measure(args: argparse.Namespace, command: str) -> None:
             raise UserError(f"{args.output} exists; --resume adds to it")
         results = continue_results(read_results(args.output), results, args.output)
     conditions.apply()
+    common = ("repeats", "warmup", "nms_boxes", "memory", "stages")
     groups = make_groups(
         modes=args.mode,
         backbones=args.backbones,
@@ -129,13 +126,8 @@ def measure(args: argparse.Namespace, command: str) -> None:
         short_sides=args.sizes,
         batches={"eval": args.batch, "train": args.train_batch},
         cases=args.detectors,
-        repeats=args.repeats,
-        warmup=args.warmup,
-        nms_boxes=args.nms_boxes,
-        memory=args.memory,
-        stages=args.stages,
+        **{name: getattr(args, name) for name in common},
     )
-
     if not groups:
         raise UserError(
             f"--mode train: {', '.join(args.detectors)} cannot train, being prepared for inference"
@@ -153,7 +145,6 @@ def measure(args: argparse.Namespace, command: str) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/benchmark.py."""
     given = list(sys.argv[1:] if argv is None else argv)
     args = parse_arguments(given)
     if args.report:

@@ -101,12 +101,8 @@ class OnnxModel(nn.Module):
         import onnxruntime  # only this row of the tables needs the extra "export"
 
         super().__init__()
-        metadata = {
-            "opset": DEFAULT_OPSET,
-            "precision": "float32",
-            "includes_resize": False,
-            "mimicdet_version": "benchmark",
-        }
+        metadata = {"opset": DEFAULT_OPSET, "precision": "float32", "includes_resize": False}
+        metadata["mimicdet_version"] = "benchmark"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -128,26 +124,26 @@ class OnnxModel(nn.Module):
         return self._session.run(None, {"images": canvas, "image_sizes": sizes})
 
 
-def _set_backbone(cfg: CfgNode, settings: ModelSettings) -> CfgNode:
+def _from_yaml(settings: ModelSettings, cfg: CfgNode) -> nn.Module:
+    """The model of a config in yaml, with another ResNet and class count."""
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.DEVICE = settings.device
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = settings.num_classes
     cfg.MODEL.RESNETS.DEPTH = BACKBONES[settings.backbone]
     if cfg.MODEL.RESNETS.DEPTH < 50:
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    return cfg
-
-
-def _mimicdet(settings: ModelSettings, sparse: bool) -> nn.Module:
-    cfg = _set_backbone(model_zoo.get_config("COCO-Detection/mimicdet_R_50_FPN_1x.yaml"), settings)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = settings.num_classes
-    cfg.MODEL.MIMICDET.STUDENT.SPARSE = sparse
     return build_model(cfg)
 
 
+def _mimicdet(settings: ModelSettings, sparse: bool) -> nn.Module:
+    cfg = model_zoo.get_config("COCO-Detection/mimicdet_R_50_FPN_1x.yaml")
+    cfg.MODEL.MIMICDET.STUDENT.SPARSE = sparse
+    return _from_yaml(settings, cfg)
+
+
 def _faster_rcnn(settings: ModelSettings) -> nn.Module:
-    cfg = detectron2_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = settings.num_classes
-    return build_model(_set_backbone(cfg, settings))
+    name = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+    return _from_yaml(settings, detectron2_zoo.get_config(name))
 
 
 def _one_stage(name: str, settings: ModelSettings) -> nn.Module:

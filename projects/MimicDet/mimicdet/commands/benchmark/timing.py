@@ -3,9 +3,10 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -120,14 +121,9 @@ class StageClock:
             self._mark()
             return propose(*args, **kwargs)
 
-        hooks = []
-        for module in (self._parts.backbone, self._parts.student_head):
-            hooks.append(module.register_forward_pre_hook(self._mark))
-            hooks.append(module.register_forward_hook(self._mark))
-        generator.top_proposals = marked_propose
-        try:
+        with ExitStack() as stack:
+            for module in (self._parts.backbone, self._parts.student_head):
+                stack.enter_context(module.register_forward_pre_hook(self._mark))
+                stack.enter_context(module.register_forward_hook(self._mark))
+            stack.enter_context(patch.object(generator, "top_proposals", marked_propose))
             yield
-        finally:
-            del generator.top_proposals
-            for hook in hooks:
-                hook.remove()

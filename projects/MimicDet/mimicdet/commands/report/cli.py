@@ -98,7 +98,6 @@ def evaluate_teacher(folder: str | Path) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tools/report.py."""
     args = build_parser().parse_args(argv)
     if args.num_images < 0:
         raise UserError(f"--num-images must be at least 0, got {args.num_images}")

@@ -1,8 +1,21 @@
-"""The page around the sections: one file, no request to anywhere, dark or light as the reader's."""
+"""
+The page around the sections: one file, no request to anywhere, dark or light as the reader's; its
+tables, and line charts as inline SVG in the page's colours.
+"""
 
 import html
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ...visualization.curves import Panel, draw_panel
+
+_FEW = 30  # points; a curve of so few shows each, which tells its value under the mouse
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1c2028; --faint: #5d6673;
@@ -51,13 +64,7 @@ details { margin-top: 12px; } summary { cursor: pointer; font-weight: 600; }
 """
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: its anchor, headline and HTML."""
-
-    anchor: str
-    title: str
-    body: str
+Section = tuple[str, str, str]  # anchor, headline, HTML
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,10 @@ class Cell:
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The whole HTML document."""
-    links = "".join(f'<a href="#{s.anchor}">{html.escape(s.title)}</a>' for s in sections)
+    links = "".join(f'<a href="#{name}">{html.escape(head)}</a>' for name, head, _ in sections)
     body = "".join(
-        f'<section id="{s.anchor}"><h2>{html.escape(s.title)}</h2>{s.body}</section>'
-        for s in sections
+        f'<section id="{name}"><h2>{html.escape(head)}</h2>{content}</section>'
+        for name, head, content in sections
     )
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -118,3 +125,47 @@ def paragraph(text: str, faint: bool = True) -> str:
 def number(value: float | None, digits: int = 1) -> str:
     """A number for a table; "-" where there is none."""
     return "-" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def line_chart(panel: Panel) -> str:
+    """An HTML figure of a panel: title, chart, legend. Empty where no value can be drawn."""
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    draw_panel(axes, panel, max(float(x[-1]) for x, *_ in panel.lines))
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    if not lines:
+        return ""
+    names = [str(line.get_label()) for line in lines]
+    for line, name in zip(lines, names):
+        x, y = (np.asarray(values) for values in line.get_data())
+        for a, b in zip(x, y) if len(x) <= _FEW else ():
+            told = f"{name}: {b:.4g} at {a:.4g}"
+            axes.plot(a, b, "o", color=line.get_color(), markersize=4, gid=told)
+    columns = max(min(50 // (max(map(len, names)) + 6), 4), 1)
+    figure.set_size_inches(
+        4.4, 2.6 + 0.16 * -(-len(names) // columns)
+    )  # a line for each row of names
+    figure.legend(lines, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    title = html.escape(panel.title)
+    label = html.escape(f"{panel.title}: {', '.join(names)}")
+    return (
+        f'<figure class="chart"><figcaption>{title}</figcaption>'
+        f"{_inline_svg(figure, label)}</figure>"
+    )
+
+
+def _inline_svg(figure: Figure, label: str) -> str:
+    """The figure's SVG element, the same for the same figure; black becomes the page's ink."""
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mimicdet"}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # HTML needs no names of namespaces, nothing lies outside the axes, and a <style> would hold for
+    # the whole page.
+    unneeded = r' xmlns(:\w+)?="[^"]*"| clip-path="[^"]*"|<style.*?</style>'
+    text = re.sub(unneeded, "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="([^"]* at [^"]*)">', r"<g><title>\1</title>", text)
+    text = text.replace("#000000", "currentColor")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -9,9 +9,8 @@ from detectron2.config import CfgNode
 
 from ...evaluation.error_split import KINDS
 from ...visualization.curves import Panel, group_scalars
-from .charts import line_chart
 from .images import best_and_worst, picture_pair
-from .page import Cell, Section, number, paragraph, table
+from .page import Cell, Section, line_chart, number, paragraph, table
 from .runs import HEADS, HeadResults, Run
 
 Evaluated = Sequence[tuple[Run, HeadResults]]  # runs with the results of their main heads
@@ -29,31 +28,28 @@ def build_sections(runs: Sequence[Run], score_threshold: float, num_images: int)
         return section(evaluated_runs, *args) if evaluated_runs else paragraph(_NO_DETECTIONS)
 
     sections = [
-        Section("summary", "Average precision", average_precision(runs)),
-        Section("curves", "Curves", curves(runs)),
-        Section("classes", "AP of each class", evaluated(class_table)),
-        Section("precision-recall", "Precision and recall", evaluated(precision_recall)),
-        Section("errors", "Errors", evaluated(errors)),
-        Section("images", "Best and worst images", evaluated(images, score_threshold, num_images)),
-        Section("heads", "Student against teacher", heads(runs)),
-        Section("speed", "Speed", speed(runs)),
-        Section("settings", "Settings", settings(runs)),
+        ("summary", "Average precision", average_precision(runs)),
+        ("curves", "Curves", curves(runs)),
+        ("classes", "AP of each class", evaluated(class_table)),
+        ("precision-recall", "Precision and recall", evaluated(precision_recall)),
+        ("errors", "Errors", evaluated(errors)),
+        ("images", "Best and worst images", evaluated(images, score_threshold, num_images)),
+        ("heads", "Student against teacher", heads(runs)),
+        ("speed", "Speed", speed(runs)),
+        ("settings", "Settings", settings(runs)),
     ]
     problems = [f"{run.label}: {problem}" for run in runs for problem in run.problems]
     if problems:
         notes = "".join(paragraph(problem, faint=False) for problem in problems)
-        sections.append(Section("notes", "Notes", notes))
+        sections.append(("notes", "Notes", notes))
     return sections
 
 
-def _compared(values: Sequence[float | None], scale: float = 100.0) -> list[Cell]:
-    """Cells of a row that compares runs: a bar each, the highest bold where there are several."""
-    known = [value for value in values if value is not None and value == value]
+def _compared(values: Sequence[float]) -> list[Cell]:
+    """Cells of percent that compare runs: a bar each, the highest bold where there are several."""
+    known = [value for value in values if value == value]
     best = max(known) if len(known) > 1 else None
-    return [
-        Cell(number(v), None if v is None or v != v else v / scale, best is not None and v == best)
-        for v in values
-    ]
+    return [Cell(number(v), v / 100 if v == v else None, v == best) for v in values]
 
 
 def average_precision(runs: Sequence[Run]) -> str:
@@ -64,7 +60,8 @@ def average_precision(runs: Sequence[Run]) -> str:
             values = [number(results.evaluation.summary[name]) for name in _SUMMARY]
             rows.append([f"{run.label}, {head}", *values])
         if not run.heads:
-            values = [number(_last(run, f"bbox/{name}")) for name in _SUMMARY]
+            last = {key: float(values[-1]) for key, (_, values) in run.metrics.items()}
+            values = [number(last.get(f"bbox/{name}")) for name in _SUMMARY]
             rows.append([f"{run.label}, as logged in training", *values])
     truth = next((run.truth for run in runs if run.truth is not None), None)
     note = "COCO's metric, in percent."
@@ -72,10 +69,6 @@ def average_precision(runs: Sequence[Run]) -> str:
         count, objects = len(truth.coco.imgs), len(truth.coco.anns)
         note += f" Test set {truth.name}: {count} images, {objects} objects."
     return table(("Run", *_SUMMARY), rows) + paragraph(note)
-
-
-def _last(run: Run, key: str) -> float | None:
-    return float(run.metrics[key][1][-1]) if key in run.metrics else None
 
 
 def curves(runs: Sequence[Run]) -> str:
@@ -128,14 +121,13 @@ def class_table(evaluated_runs: Evaluated) -> str:
     for names, first in firsts.items():
         classes = np.concatenate([x.gt_classes[~x.gt_crowd] for x in first.images])
         count = np.bincount(classes, minlength=len(names))
-        for index, name in enumerate(names):
-            values = [
-                float(x.evaluation.per_class[index])
-                if tuple(run.truth.class_names) == names
-                else None
-                for run, x in evaluated_runs
-            ]
-            rows.append([name, str(count[index]), *_compared(values)])
+        nothing = np.full(len(names), np.nan)
+        columns = [
+            x.evaluation.per_class if tuple(run.truth.class_names) == names else nothing
+            for run, x in evaluated_runs
+        ]
+        for name, objects, *values in zip(names, count, *columns):
+            rows.append([name, str(objects), *_compared(values)])
     header = ("Class", "Objects", *(_head_label(run) for run, _ in evaluated_runs))
     return table(header, rows)
 
