@@ -1,4 +1,4 @@
-"""The mimic loss on the seam: gradients, logs, separate teachers (Table 5)."""
+"""The mimic loss in the distillation interface: gradients, logs, separate teachers (Table 5)."""
 
 import math
 from types import SimpleNamespace

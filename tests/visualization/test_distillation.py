@@ -36,7 +36,7 @@ def offering(**offers) -> DetectorTensors:
 
 
 def square_anchors(rows: int, columns: int) -> torch.Tensor:
-    """One anchor a position: the cell itself."""
+    """One anchor a location: the cell itself."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     corner = torch.stack([x, y], dim=-1).reshape(-1, 2) * float(STRIDE)
     return torch.cat([corner, corner + STRIDE], dim=1)

@@ -157,7 +157,7 @@ def test_counts_are_logged_and_no_loss():
 
 
 def test_both_heads_are_mimicked_at_the_same_boxes():
-    """The tensors of the seam, recomputed from the boxes that the query names."""
+    """The tensors of the distillation interface, recomputed from the boxes that the query names."""
     model = small_model()
     randomise_refinement(model, std=5e-4)
     captured = {}
