@@ -23,9 +23,6 @@ def convert_split(voc: Path, split: str) -> tuple[dict[str, Any], list[Path]]:
     Boxes are read as 1-based with the last pixel inside. Those whose corners share a coordinate
     have no area in the annotation files and are left out.
 
-    Args:
-        voc: folder with Annotations, ImageSets and JPEGImages.
-
     Raises:
         UserError: a folder or file is missing or faulty, or a class is none of CLASSES.
     """
@@ -35,8 +32,8 @@ def convert_split(voc: Path, split: str) -> tuple[dict[str, Any], list[Path]]:
     for number, image_id in enumerate(ids, 1):
         record = voc_images[image_id]
         width, height = record.size
-        images.append({"id": number, "file_name": files[image_id].name})
-        images[-1].update(width=width, height=height)
+        image = {"id": number, "file_name": files[image_id].name}
+        images.append({**image, "width": width, "height": height})
         for item in record.objects:
             if item.name not in CLASSES:
                 raise UserError(
@@ -62,14 +59,8 @@ def convert_split(voc: Path, split: str) -> tuple[dict[str, Any], list[Path]]:
 
 def prepare(clone: Path, output: Path) -> dict[str, tuple[int, int]]:
     """
-    Write images/, annotations/instances_SPLIT.json and LICENSE, all of it or nothing.
-
-    Args:
-        clone: of the repository.
-        output: folder that is missing or empty.
-
-    Returns:
-        split -> (images, boxes).
+    Write images/, annotations/instances_SPLIT.json and LICENSE, all of it or nothing; returns the
+    numbers of images and boxes by split.
 
     Raises:
         UserError: the clone is incomplete or faulty, the output not empty or not writable.

@@ -27,8 +27,7 @@ def publish(
         run: the OUTPUT_DIR of a training that came to its end.
         folder: where the files go, below a folder of the config's name.
         name: of the config, as list_configs() spells it.
-        base_url: address under which `folder` will be found.
-        options: of the ONNX file.
+        base_url: the address that `folder` will have.
 
     Returns:
         the entry, which is in `entry.json` as well: {name: {...}}, to be put into registry.json.

@@ -23,11 +23,8 @@ class SamplingDetector(CheckpointDetector):
 
     def sampling(self, image, box: Sequence[float]) -> dict[str, Any]:
         """
-        The adjusted anchor box that overlaps `box` most, and its sampling points.
-
-        Args:
-            image: (H, W, 3) uint8 BGR.
-            box: XYXY in its pixels.
+        The adjusted anchor box that overlaps `box` (XYXY) most in an (H, W, 3) uint8 BGR image, and
+        its sampling points.
         """
         inputs = self.predictor.preprocess(image)
         record = sampling_points(self.predictor.model, inputs, reference_boxes=[list(box)])

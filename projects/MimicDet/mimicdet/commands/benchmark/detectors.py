@@ -247,10 +247,7 @@ DEFAULT_CASES = [
 
 
 def build_detector(name: str, settings: ModelSettings) -> nn.Module:
-    """
-    A model of DETECTORS in evaluation mode, with the same seed for each. Raises UserError for an
-    unknown detector or backbone.
-    """
+    """A model of DETECTORS in evaluation mode, from one seed; UserError for an unknown name."""
     check_choice("detector", name, DETECTORS)
     check_choice("backbone", settings.backbone, BACKBONES)
     # Detectron2's anchor generators call torch.meshgrid in a way that PyTorch warns of.

@@ -74,10 +74,8 @@ def make_groups(
     **common: Any,
 ) -> list[Group]:
     """
-    All combinations; in training without the cases that are prepared for inference.
-
-    Args:
-        batches: images at once, by mode; common: the other fields of Group.
+    All combinations; in training without the cases that are prepared for inference. `batches` are
+    images at once, by mode; `common` are the other fields of Group.
     """
     groups = []
     for mode, backbone, classes, side in itertools.product(
@@ -96,9 +94,7 @@ def run_groups(
     save: Callable[[dict[str, Any]], None],
     say: Callable[[str], None],
 ) -> None:
-    """
-    Measure the groups that the results lack; `save` is called after each, `say` gets a line.
-    """
+    """Measure the groups that the results lack; `save` is called after each, `say` gets a line."""
     measured = [group["settings"] for group in results["groups"]]
     todo = [group for group in groups if group.settings() not in measured]
     if len(todo) < len(groups):
@@ -183,10 +179,7 @@ def measure_memory(
     group: Group, case: str, conditions: Conditions, weights: dict[str, Tensor]
 ) -> dict[str, float]:
     """
-    Run a case of a group in a fresh process and read its high-water mark.
-
-    Args:
-        weights: the detector's state_dict.
+    Run a case of a group with the detector's state_dict in a fresh process.
 
     Returns:
         MiB, "baseline" and "peak". On a CPU the resident set: before the first run (libraries and

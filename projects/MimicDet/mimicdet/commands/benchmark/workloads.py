@@ -30,12 +30,7 @@ def image_size(short_side: int) -> tuple[int, int]:
 def make_inputs(
     size: tuple[int, int], batch: int, num_classes: int, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """
-    Detectron2's dicts of `batch` images, each with BOXES_PER_IMAGE objects, on the CPU.
-
-    Args:
-        size: (height, width) in pixels.
-    """
+    """Dicts of `batch` images of `size` (height, width), each with BOXES_PER_IMAGE objects."""
     generator = torch.Generator().manual_seed(seed)
     return [
         {
