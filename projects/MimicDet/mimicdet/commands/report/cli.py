@@ -98,21 +98,14 @@ def evaluate_teacher(folder: str | Path) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    if args.num_images < 0:
-        raise UserError(f"--num-images must be at least 0, got {args.num_images}")
-    if args.eval_teacher:
+    options = vars(build_parser().parse_args(argv))
+    folders, eval_teacher = options.pop("runs"), options.pop("eval_teacher")
+    if options["num_images"] < 0:
+        raise UserError(f"--num-images must be at least 0, got {options['num_images']}")
+    if eval_teacher:
         setup_logger(name="detectron2")
-        for folder in args.runs:
+        for folder in folders:
             read_run(folder)  # what is no run is told before minutes are spent
             evaluate_teacher(folder)
-    path = write_report(
-        args.runs,
-        args.output,
-        labels=args.labels,
-        title=args.title,
-        num_images=args.num_images,
-        score_threshold=args.score_threshold,
-    )
-    print(path)
+    print(write_report(folders, **options))
     return 0
