@@ -67,17 +67,12 @@ def draw_grid(axes: Axes) -> None:
 
 def draw_box(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int, dashed: bool) -> None:
     """Draw one XYXY box (pixels) with a thin dark edge that keeps it visible on any background."""
-    if dashed:
-        _draw_dashed(draw, box, color, width)
+    x0, y0, x1, y1 = box
+    if not dashed:
+        for outside, fill in ((width // 2 + 1, _EDGE), (width // 2, color)):
+            rect = (x0 - outside, y0 - outside, x1 + outside, y1 + outside)
+            draw.rectangle(rect, outline=fill, width=width + 2 * (outside - width // 2))
         return
-    x0, y0, x1, y1 = box
-    for outside, fill in ((width // 2 + 1, _EDGE), (width // 2, color)):
-        rect = (x0 - outside, y0 - outside, x1 + outside, y1 + outside)
-        draw.rectangle(rect, outline=fill, width=width + 2 * (outside - width // 2))
-
-
-def _draw_dashed(draw: ImageDraw.ImageDraw, box: Rect, color: Color, width: int) -> None:
-    x0, y0, x1, y1 = box
     dash = 4 * width
     across = [(x, y, min(x + dash, x1), y) for x in np.arange(x0, x1, 2 * dash) for y in (y0, y1)]
     down = [(x, y, x, min(y + dash, y1)) for y in np.arange(y0, y1, 2 * dash) for x in (x0, x1)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..distillation import DetectorTensors
 from ..distillation.losses import channel_gap, rank_loss
 from ..distillation.masks import near_object_masks
-from ..distillation.tensors import Positives, scores
+from ..distillation.tensors import scores
 from ..modeling.boxes import aligned_iou
 
 
@@ -129,14 +129,12 @@ def channel_variance(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Channel
     Args:
         maps: of each image (C, H, W), one level of the teacher's features; masks: (H, W) bool.
     """
-    inside = torch.cat([x[:, mask] for x, mask in zip(maps, masks, strict=True)], dim=1)
-    outside = torch.cat([x[:, ~mask] for x, mask in zip(maps, masks, strict=True)], dim=1)
-    return ChannelVariance(_variance(inside), _variance(outside))
-
-
-def _variance(values: Tensor) -> Tensor:
-    """(C, P) to (C,); NaN where P is 0."""
-    return (values - values.float().mean(dim=1, keepdim=True)).square().mean(dim=1)
+    variances = []
+    for side in (masks, [~mask for mask in masks]):
+        values = torch.cat([x[:, mask] for x, mask in zip(maps, side, strict=True)], dim=1)
+        gaps = values - values.float().mean(dim=1, keepdim=True)
+        variances.append(gaps.square().mean(dim=1))
+    return ChannelVariance(*variances)
 
 
 @torch.no_grad()
@@ -150,11 +148,9 @@ def difference_maps(
     logits = zip(student.prediction_maps, teacher.prediction_maps)
     prediction = [channel_gap(s.float().sigmoid(), t.float().sigmoid())[0] for s, t in logits]
     feature = [channel_gap(s, t)[0] for s, t in zip(student.features, teacher.features)]
-    shown = [
-        [visible(x, image_size, stride) for x, stride in zip(maps, strides)]
-        for maps in (prediction, feature)
-    ]
-    return DifferenceMaps(*shown)
+    for maps in (prediction, feature):
+        maps[:] = [visible(x, image_size, stride) for x, stride in zip(maps, strides)]
+    return DifferenceMaps(prediction, feature)
 
 
 @torch.no_grad()
@@ -169,11 +165,11 @@ def object_ranks(
         readings: layout.class_scores of student and teacher.
     """
     positives = student.positives
-    sides = (student, teacher)
-    class_scores = [
-        _object_scores(side, positives, reading) for side, reading in zip(sides, readings)
-    ]
-    boxes = [side.pred_boxes_at(positives) for side in sides]
+    class_scores, boxes = [], []
+    for side, reading in zip((student, teacher), readings):
+        values = scores(side.class_logits_at(positives).float(), reading)
+        class_scores.append(values.gather(1, positives.gt_classes[:, None]).squeeze(1))
+        boxes.append(side.pred_boxes_at(positives))
     ious = [aligned_iou(x, positives.gt_boxes) for x in boxes]
     anchors = torch.cat(student.anchors)[positives.anchors]
     ranks = []
@@ -193,9 +189,3 @@ def object_ranks(
             )
         )
     return sorted(ranks, key=lambda x: x.class_scores.divergence, reverse=True)
-
-
-def _object_scores(side: DetectorTensors, positives: Positives, reading: str) -> Tensor:
-    """(P,) probabilities of the classes of the positives' objects."""
-    values = scores(side.class_logits_at(positives).float(), reading)
-    return values.gather(1, positives.gt_classes[:, None]).squeeze(1)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.structures import Boxes
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -119,7 +120,6 @@ def draw_ranks(image: np.ndarray, ranks: ObjectRanks, class_name: str) -> Figure
     for axes, (name, color, values, boxes) in zip(grid[:, 0], sides):
         _show(axes, image, f"{name}: first anchor (dashed) and its box; {class_name} (green)")
         _draw_candidates(axes, ranks, values, boxes, color, top)
-        _zoom(axes, ranks, image)
     for row, (label, signal) in enumerate(
         (("class score", ranks.class_scores), ("IoU of the predicted box", ranks.ious))
     ):
@@ -132,8 +132,8 @@ def draw_ranks(image: np.ndarray, ranks: ObjectRanks, class_name: str) -> Figure
 def _draw_candidates(
     axes: Axes, ranks: ObjectRanks, values: Tensor, boxes: Tensor, color: str, top: float
 ) -> None:
-    anchors = ranks.anchors.cpu()
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    """The object with as much again around it: the anchors' centres, the first one and its box."""
+    centres = Boxes(ranks.anchors.cpu()).get_centers()
     order = values.argsort().cpu()  # anchors share centres: the best on top
     axes.scatter(
         *centres[order].T.numpy(),
@@ -149,6 +149,11 @@ def _draw_candidates(
     _draw_boxes(axes, ranks.gt_box[None], _TRUTH)
     _draw_boxes(axes, ranks.anchors[first : first + 1], color, linestyle="--")
     _draw_boxes(axes, boxes[first : first + 1], color)
+    x0, y0, x1, y1 = ranks.gt_box.tolist()
+    margin = 0.75 * max(x1 - x0, y1 - y0)
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()  # the image's
+    axes.set_xlim(max(x0 - margin, left), min(x1 + margin, right))
+    axes.set_ylim(min(y1 + margin, bottom), max(y0 - margin, top))
 
 
 def _plot_signal(axes: Axes, values: tuple[Tensor, Tensor], signal: RankSignal, title: str) -> None:
@@ -166,15 +171,6 @@ def _plot_signal(axes: Axes, values: tuple[Tensor, Tensor], signal: RankSignal, 
 def _legend(axes: Axes) -> None:
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _zoom(axes: Axes, ranks: ObjectRanks, image: np.ndarray) -> None:
-    """Show the object and as much again around it."""
-    x0, y0, x1, y1 = ranks.gt_box.tolist()
-    margin = 0.75 * max(x1 - x0, y1 - y0)
-    height, width = image.shape[:2]
-    axes.set_xlim(max(x0 - margin, 0), min(x1 + margin, width))
-    axes.set_ylim(min(y1 + margin, height), max(y0 - margin, 0))
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:

@@ -78,9 +78,8 @@ def draw_detections(
             )
     picture = Image.fromarray(np.ascontiguousarray(image))
     scale = 1.0 if width is None else width / picture.width
-    if scale != 1.0:
-        size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
     labels = [class_names[index] for index in classes]
     order = np.arange(len(labels))
     if scores is not None:
@@ -200,17 +199,15 @@ def _group_by_image(
 def _from_results(results: Sequence[dict[str, Any]], metadata: Any, threshold: float) -> _Objects:
     """Convert COCO-format records of one image; category ids are the data set's own."""
     results = [result for result in results if result["score"] >= threshold]
-    id_map = metadata.get("thing_dataset_id_to_contiguous_id", None)
-    classes = []
-    for result in results:
-        category = result["category_id"]
-        if id_map is not None and category not in id_map:
+    categories = [result["category_id"] for result in results]
+    id_map = metadata.get("thing_dataset_id_to_contiguous_id", {x: x for x in categories})
+    for category in categories:
+        if category not in id_map:
             raise UserError(f"category id {category} is not one of data set '{metadata.name}'")
-        classes.append(category if id_map is None else id_map[category])
     boxes = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([result["score"] for result in results], dtype=np.float64)
-    return _Objects(boxes, np.array(classes, dtype=np.int64), scores)
+    classes = np.array([id_map[x] for x in categories], dtype=np.int64)
+    return _Objects(boxes, classes, np.array([result["score"] for result in results]))
 
 
 def _from_predictor(output: dict[str, Any], threshold: float) -> _Objects:

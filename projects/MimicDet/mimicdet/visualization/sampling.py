@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from ..modeling.layers import SparsePyramid
@@ -46,10 +46,9 @@ class SamplingRecord:
     def to_json(self) -> dict[str, Any]:
         """As lists and numbers that json.dump takes; places are rounded to 1/100 pixel."""
         content = vars(self) | {"points": [points.round(2).tolist() for points in self.points]}
-        for key in ("proposals", "anchors", "boxes"):
-            content[key] = content[key].round(2).tolist()
-        for key in ("objectness", "classes", "scores"):
-            content[key] = content[key].round(4).tolist()
+        for key, value in vars(self).items():
+            if isinstance(value, np.ndarray):  # (n, 4) places, or (n,) probabilities or classes
+                content[key] = value.round(2 if value.ndim == 2 else 4).tolist()
         return content
 
 
@@ -97,14 +96,14 @@ def sampling_points(
     boxes, scores = boxes[0], scores[0]
     height, width = batched_input.get("height", size[0]), batched_input.get("width", size[1])
     scale = boxes.new_tensor([width / size[1], height / size[0]])
-    if reference_boxes is None:
+    if reference_boxes is None or not proposals.boxes.numel():
         chosen, classes = best_detections(boxes, scores, *settings.test_thresholds)
         kept = torch.nonzero(scores[chosen, classes] >= score_threshold).squeeze(1)[:num_objects]
         chosen, classes = chosen[kept], classes[kept]
     else:
         references = torch.as_tensor(reference_boxes, dtype=boxes.dtype, device=boxes.device)
         references = references.reshape(-1, 4) / scale.repeat(2)
-        chosen = _overlapping(proposals.boxes[0], references)
+        chosen = pairwise_iou(Boxes(references), Boxes(proposals.boxes[0])).argmax(dim=1)
         classes = scores[chosen].argmax(dim=1)
     locations = proposals.locations[0, chosen]
     anchors = outputs.refined.anchors[locations]
@@ -130,13 +129,6 @@ def sampling_points(
         classes=classes.cpu().numpy(),
         scores=_numpy(scores[chosen, classes]),
     )
-
-
-def _overlapping(proposal_boxes: Tensor, references: Tensor) -> Tensor:
-    """(G,) indices of the (M, 4) proposals of the highest IoU with the (G, 4) references."""
-    if len(proposal_boxes) == 0:
-        return torch.zeros(0, dtype=torch.int64, device=references.device)
-    return pairwise_iou(Boxes(references), Boxes(proposal_boxes)).argmax(dim=1)
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -212,15 +204,12 @@ def _with_header(
 ) -> Image.Image:
     """The picture under a band with its title and what the colours mean."""
     size = _HEADER_SIZE
-    lines = 2 if title else 1
-    band = Image.new("RGB", (picture.width, round(1.9 * size * lines)), _BAND)
-    draw = ImageDraw.Draw(band)
+    band = round(1.9 * size * (2 if title else 1))
+    out = ImageOps.expand(picture, (0, band, 0, 0), fill=_BAND)
+    draw = ImageDraw.Draw(out)
     top = 0.5 * size
     if title:
         draw.text((size, top), title, font=load_font(size + 2, bold=True), fill=text_color(_BAND))
         top += 1.8 * size
     draw_key(draw, keys, (size, top), math.inf, size, text_color(_BAND))
-    result = Image.new("RGB", (picture.width, picture.height + band.height), _BAND)
-    result.paste(band, (0, 0))
-    result.paste(picture, (0, band.height))
-    return result
+    return out
