@@ -87,19 +87,16 @@ class Atlas:
             y, x = y + offset[..., 0::2], x + offset[..., 1::2]
         y = torch.minimum(y.clamp(min=-1), places.height[..., None])
         x = torch.minimum(x.clamp(min=-1), places.width[..., None])
-        y, x = y + self._tops_of(places.levels)[..., None], x + 1
+        # Row of the atlas where the map of each location's level begins.
+        tops = torch.zeros_like(places.levels)
+        for level, top in self.tops.items():
+            tops = torch.where(places.levels == level, torch.full_like(tops, top), tops)
+        y, x = y + tops.float()[..., None], x + 1
         height, width = self.image.shape[-2:]
         # grid_sample takes (x, y) in [-1, 1] of the picture's outer edges.
         grid = torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], dim=-1)
         sampled = F.grid_sample(self.image, grid, mode="bilinear", align_corners=False)
         return F.linear(sampled.transpose(1, 2).flatten(2), weight.flatten(1), bias)
-
-    def _tops_of(self, levels: Tensor) -> Tensor:
-        """Row of the atlas where the map of each location's level begins."""
-        tops = torch.zeros_like(levels)
-        for level, top in self.tops.items():
-            tops = torch.where(levels == level, torch.full_like(levels, top), tops)
-        return tops.float()
 
 
 class AtlasReader:

@@ -105,11 +105,10 @@ def load_exported(path: str | Path, file_format: str) -> Runner:
         )
         return lambda *inputs: session.run(list(OUTPUT_NAMES), dict(zip(INPUT_NAMES, inputs)))
     if file_format == "torchscript":
-        return _as_runner(torch.jit.load(str(path), map_location="cpu"))
-    return _as_runner(torch.export.load(str(path)).module())
+        module = torch.jit.load(str(path), map_location="cpu")
+    else:
+        module = torch.export.load(str(path)).module()
 
-
-def _as_runner(module: Callable) -> Runner:
     def run(images: np.ndarray, image_sizes: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
             outputs = module(torch.from_numpy(images), torch.from_numpy(image_sizes))
@@ -139,14 +138,11 @@ def _exported_program(detector: ExportableDetector) -> torch.export.ExportedProg
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters warn of their own inner workings, on stderr and by logging."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logging.disable(disabled)

@@ -40,12 +40,8 @@ def kept_by_nms(
     )
 
 
-@torch.library.custom_op("mimicdet::kept_by_nms", mutates_args=())
-def kept_by_nms_op(
-    boxes: Tensor, scores: Tensor, score_thresh: float, nms_thresh: float, topk: int
-) -> Tensor:
-    """`kept_by_nms` as an operator of its own, which becomes ONNX's NonMaxSuppression."""
-    return kept_by_nms(boxes, scores, score_thresh, nms_thresh, topk)
+# The operator that becomes ONNX's NonMaxSuppression.
+kept_by_nms_op = torch.library.custom_op("mimicdet::kept_by_nms", kept_by_nms, mutates_args=())
 
 
 @kept_by_nms_op.register_fake

@@ -29,16 +29,14 @@ def optimize_for_inference(
 
     Batch norms are folded into the convolutions before them, weights lie channels last, ResNet
     blocks add their shortcut in the pass of their ReLU, and what the configured head does not need
-    is left out (MimicDet's T-head). Any Detectron2 model is
-    taken; the original is not touched. What comes back is for detection: training it would miss
-    its batch norms.
+    is left out (MimicDet's T-head). Any Detectron2 model is taken; the original is not touched.
+    What comes back is for detection: training it would miss its batch norms.
 
     Args:
         model: a Detectron2 model on its device.
         channels_last: memory layout of the convolutions' weights, which their maps follow.
-        precision: "float32"; or "float16", "bfloat16": the backbone's weights and every dense
-            layer's arithmetic, while boxes, sample points and scores stay float32. MimicDet
-            alone.
+        precision: "float32"; or "float16", "bfloat16" (MimicDet alone): the backbone's weights and
+            every dense layer's arithmetic; boxes, sample points and scores stay float32.
         compile_backbone: let torch.compile work on backbone and refinement convolution, which
             takes about a minute at the first image and again where sizes differ. MimicDet alone.
 
@@ -90,10 +88,9 @@ def fold_batch_norms(model: nn.Module) -> int:
     """
     folded = 0
     for module in list(model.modules()):
-        if isinstance(module, nn.Conv2d) and isinstance(
-            getattr(module, "norm", None), _BATCH_NORMS
-        ):
-            _fold(module, module.norm)
+        own_norm = getattr(module, "norm", None)
+        if isinstance(module, nn.Conv2d) and isinstance(own_norm, _BATCH_NORMS):
+            _fold(module, own_norm)
             module.norm = None
             folded += 1
         elif isinstance(module, nn.Sequential):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..utils.errors import UserError
 from .detector import INPUT_NAMES, OUTPUT_NAMES
 
 if TYPE_CHECKING:  # onnx is an extra, and other formats do without it
@@ -24,8 +23,12 @@ resize (float[N, 3, H, W] images, int64[N, 2] image_sizes)
     => (float[N, 3, h, w] resized, int64[N, 2] resized_sizes, float[4] scale, float[4] limit)
 {
     zero = Constant <value_ints = [0]> ()
+    min_size = Constant <value = double[1] {%(min_size)r}> ()
+    max_size = Constant <value = double[1] {%(max_size)r}> ()
+    one = Constant <value = double[1] {1.0}> ()
+    half = Constant <value = double[1] {0.5}> ()
     size = Gather <axis = 0> (image_sizes, zero)
-    flat_size = Reshape <allowzero = 0> (size, two)
+    flat_size = Squeeze (size, zero)
     axes = Constant <value_ints = [2, 3]> ()
     starts = Constant <value_ints = [0, 0]> ()
     image = Slice (images, starts, flat_size, axes)
@@ -56,25 +59,16 @@ resize (float[N, 3, H, W] images, int64[N, 2] image_sizes)
 
 _AFTER = """
 rescale (float[N, D, 4] small_boxes, float[N, D] small_scores, int64[N, D] small_classes,
-         int64[N] small_num_detections, float[4] scale, float[4] limit)
+         int64[N] small_num_detections, float[4] box_scale, float[4] box_limit)
     => (float[N, D, 4] boxes, float[N, D] scores, int64[N, D] classes, int64[N] num_detections)
 {
-    scaled = Mul (small_boxes, scale)
-    boxes = Min (scaled, limit)
+    scaled = Mul (small_boxes, box_scale)
+    boxes = Min (scaled, box_limit)
     scores = Identity (small_scores)
     classes = Identity (small_classes)
     num_detections = Identity (small_num_detections)
 }
 """
-
-
-def check_resize(min_size: int, max_size: int) -> None:
-    """UserError where the config resizes nothing."""
-    if min_size <= 0 or max_size <= 0:
-        raise UserError(
-            f"--include-resize: INPUT.MIN_SIZE_TEST is {min_size} and INPUT.MAX_SIZE_TEST "
-            f"{max_size}; the model is not meant to resize"
-        )
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
@@ -89,11 +83,7 @@ class ResizingDetector(nn.Module):
     """A detector for one image at its full size; boxes come out in that image's pixels."""
 
     def __init__(self, detector: nn.Module, min_size: int, max_size: int):
-        """
-        Args:
-            detector: an ExportableDetector, or a traced one.
-            min_size, max_size: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST.
-        """
+        """detector: ExportableDetector, or traced; sizes: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST."""
         super().__init__()
         self.detector = detector
         self.min_size = min_size
@@ -123,34 +113,16 @@ class ResizingDetector(nn.Module):
 def add_resize(model: "onnx.ModelProto", min_size: int, max_size: int) -> "onnx.ModelProto":
     """The ONNX graph with the resize before it and the scaling of the boxes after it."""
     import onnx
-    from onnx import compose
+    from onnx import compose, parser
+
+    def parse(graph: str) -> "onnx.ModelProto":
+        versions = {"ir_version": model.ir_version, "opset_imports": model.opset_import}
+        return onnx.helper.make_model(parser.parse_graph(graph), **versions)
 
     core = compose.add_prefix(model, "detector/")
-    before = _model_like(core, _BEFORE)
-    for name, dtype, value in (
-        ("min_size", onnx.TensorProto.DOUBLE, [float(min_size)]),
-        ("max_size", onnx.TensorProto.DOUBLE, [float(max_size)]),
-        ("one", onnx.TensorProto.DOUBLE, [1.0]),
-        ("half", onnx.TensorProto.DOUBLE, [0.5]),
-        ("two", onnx.TensorProto.INT64, [2]),
-    ):
-        before.graph.initializer.append(onnx.helper.make_tensor(name, dtype, [1], value))
+    before = parse(_BEFORE % {"min_size": float(min_size), "max_size": float(max_size)})
     inputs = list(zip(("resized", "resized_sizes"), (f"detector/{x}" for x in INPUT_NAMES)))
     whole = compose.merge_models(before, core, io_map=inputs)
     outputs = [(f"detector/{x}", f"small_{x}") for x in OUTPUT_NAMES]
-    outputs += [("scale", "scale"), ("limit", "limit")]
-    after = compose.add_prefix(_model_like(core, _AFTER), "rescale/", rename_outputs=False)
-    outputs = [(name, f"rescale/{target}") for name, target in outputs]
-    return compose.merge_models(whole, after, io_map=outputs, outputs=list(OUTPUT_NAMES))
-
-
-def _model_like(core: "onnx.ModelProto", graph: str) -> "onnx.ModelProto":
-    import onnx
-    from onnx import parser
-
-    return onnx.helper.make_model(
-        parser.parse_graph(graph),
-        ir_version=core.ir_version,
-        opset_imports=core.opset_import,
-        functions=[],
-    )
+    outputs += [("scale", "box_scale"), ("limit", "box_limit")]
+    return compose.merge_models(whole, parse(_AFTER), io_map=outputs, outputs=list(OUTPUT_NAMES))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 
 from ..checkpoint import load_weights
@@ -20,8 +21,7 @@ from ..utils.errors import UserError, check_choice, check_installed
 from ..utils.files import new_path
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
 from .metadata import export_metadata, read_metadata
-from .resize import check_resize
-from .verify import resize_images, sample_images, verify
+from .verify import sample_images, verify
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,15 @@ def export_model(
     if options.file_format == "onnx":
         check_installed("--format onnx", "onnx", "onnxscript", "onnxruntime")
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    if options.include_resize:
-        check_resize(*sizes)
+    if options.include_resize and min(sizes) <= 0:
+        raise UserError(
+            f"--include-resize: INPUT.MIN_SIZE_TEST is {sizes[0]} and INPUT.MAX_SIZE_TEST "
+            f"{sizes[1]}; the model is not meant to resize"
+        )
     images = sample_images(options.sample_images, cfg.INPUT.FORMAT)
-    images = images if options.include_resize else resize_images(images, *sizes)
+    if not options.include_resize:  # as the model's test loader does
+        resize = ResizeShortestEdge(*sizes)
+        images = [resize.get_transform(x).apply_image(x) for x in images]
     if options.file_format == "pt2":
         images = [x for x in images if min(x.shape[:2]) >= MIN_CANVAS]
         if not images:
