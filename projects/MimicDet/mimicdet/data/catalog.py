@@ -72,7 +72,13 @@ def register_datasets(cfg: CfgNode) -> None:
             continue
         kind = find_kind(name)
         if kind is None:
-            raise UserError(_unknown_name(cfg, name))
+            key = "DATASETS.TRAIN" if name in cfg.DATASETS.TRAIN else "DATASETS.TEST"
+            close = difflib.get_close_matches(name, list(DatasetCatalog.keys()), n=3)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise UserError(
+                f"{key}: {name!r} is neither a registered data set nor a data address.{hint} "
+                f"An address is {how_to_write()}."
+            )
         kind.register(name, *kind.parse(name))
     _set_num_classes(cfg, _common_classes(names))
 
@@ -88,16 +94,6 @@ def output_name(name: str) -> str:
     readable = f"{name.partition(':')[0]}_{kind.readable(*kind.parse(name))}" if kind else name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return re.sub(r"[^\w-]+", "_", readable).strip("_") + "_" + digest
-
-
-def _unknown_name(cfg: CfgNode, name: str) -> str:
-    key = "DATASETS.TRAIN" if name in cfg.DATASETS.TRAIN else "DATASETS.TEST"
-    close = difflib.get_close_matches(name, list(DatasetCatalog.keys()), n=3)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return (
-        f"{key}: {name!r} is neither a registered data set nor a data address.{hint} "
-        f"An address is {how_to_write()}."
-    )
 
 
 def load_records(name: str) -> list[dict[str, Any]]:

@@ -29,8 +29,11 @@ def read_image_list(path: Path, word: str) -> list[str]:
         word: what a line holds, "name" or "id", for the errors.
 
     Raises:
-        UserError: lines of several words, an image listed twice, no image.
+        UserError: no such file, lines of several words, an image listed twice, no image.
     """
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+        raise UserError(f"no split file {path}; splits found there: {known}")
     problems = Problems(path)
     images: list[str] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import torch
+import numpy as np
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
@@ -28,7 +28,6 @@ class MimicDatasetMapper(DatasetMapper):
             if x.get("iscrowd", 0) == 1
         ]
         super()._transform_annotations(dataset_dict, transforms, image_shape)
-        rows = [torch.as_tensor(box, dtype=torch.float32) for box in crowds]
-        boxes = Boxes(torch.stack(rows) if rows else torch.zeros(0, 4))
+        boxes = Boxes(np.array(crowds))
         # Augmentation by cropping can leave nothing of a crowd.
         dataset_dict["crowd_boxes"] = boxes[boxes.nonempty()]

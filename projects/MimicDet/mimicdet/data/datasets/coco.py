@@ -60,7 +60,14 @@ def register_coco(name: str, json_file: str, image_root: str | None = None) -> N
     content = read_coco(path)
     check_coco(path, content)
     root = _find_image_root(path, content, image_root)
-    _check_image_files(path, content, root)
+    names = [image["file_name"] for image in content["images"]]
+    missing = [name for name in names if not os.path.isfile(os.path.join(root, name))]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(names)} images are not in {root}: "
+            + ", ".join(missing[:5])
+            + (" ..." if len(missing) > 5 else "")
+        )
     usable = _usable_file(path, content)
     categories = sorted(content["categories"], key=lambda x: x["id"])
     DatasetCatalog.register(name, lambda: load_coco_json(str(usable), str(root), name))
@@ -132,9 +139,8 @@ def _check_images(images: list[dict[str, Any]], problems: Problems) -> dict[Any,
     sizes: dict[Any, Any] = {}
     for i, image in enumerate(images):
         record = f"images[{i}] (id {image.get('id')}, file_name {image.get('file_name')!r})"
-        width: Any = image.get("width")
-        height: Any = image.get("height")
-        size_ok = all(_is_number(v) and v > 0 for v in (width, height))
+        size: Any = image.get("width"), image.get("height")
+        size_ok = all(_is_number(v) and v > 0 for v in size)
         if not size_ok:
             problems.add("image without a positive width and height", record)
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
@@ -144,7 +150,7 @@ def _check_images(images: list[dict[str, Any]], problems: Problems) -> dict[Any,
             continue
         if image["id"] in sizes:
             problems.add("image id used twice", record)
-        sizes[image["id"]] = (width, height) if size_ok else None
+        sizes[image["id"]] = size if size_ok else None
     if len({type(key) for key in sizes}) > 1:
         problems.add("image ids are partly numbers, partly text", f"{len(sizes)} images")
     return sizes
@@ -220,17 +226,6 @@ def _find_image_root(path: Path, content: Mapping[str, Any], given: str | None) 
         f"none of the first images of {path} (such as {names[0]}) lies in {tried}; "
         "name the folder: coco:ANNOTATIONS.json:IMAGE_FOLDER"
     )
-
-
-def _check_image_files(path: Path, content: Mapping[str, Any], root: Path) -> None:
-    names = [image["file_name"] for image in content["images"]]
-    missing = [name for name in names if not os.path.isfile(os.path.join(root, name))]
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(names)} images are not in {root}: "
-            + ", ".join(missing[:5])
-            + (" ..." if len(missing) > 5 else "")
-        )
 
 
 def _usable_file(path: Path, content: Mapping[str, Any]) -> Path:

@@ -72,7 +72,7 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
         if not ids:
             raise UserError(f"{labels} holds no label file")
     else:
-        ids = read_ids(Path(split_file).expanduser())
+        ids = folders.read_image_list(Path(split_file).expanduser(), "id")
     files = folders.image_files(images)
     problems = Problems(labels)
     for image_id in ids:
@@ -95,13 +95,6 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
         source_file=str(labels),
         evaluator_type="kitti",
     )
-
-
-def read_ids(path: Path) -> list[str]:
-    """The ids of a split file, one a line; blank lines are skipped."""
-    if not path.is_file():
-        raise UserError(f"no split file {path}")
-    return folders.read_image_list(path, "id")
 
 
 def read_labels(folder: Path, ids: Sequence[str]) -> dict[str, list[KittiObject]]:
@@ -176,9 +169,6 @@ def read_sequences(mapping_file: Path, order_file: Path) -> dict[str, str]:
     Raises:
         UserError: files that are missing or do not fit each other.
     """
-    for path in (mapping_file, order_file):
-        if not path.is_file():
-            raise UserError(f"no file {path} (KITTI's devkit_object, folder mapping)")
     drives = []
     for number, line in enumerate(read_text(mapping_file).splitlines(), 1):
         words = line.split()
@@ -221,8 +211,7 @@ def split_by_sequence(
         members.setdefault(sequence, []).append(image_id)
     names = sorted(members)
     random.Random(seed).shuffle(names)
-    train: list[str] = []
-    validation: list[str] = []
+    train, validation = [], []
     for name in names:
         # Compare the sides' fillings without dividing: |train| / share against |val| / (1 - share).
         lacking = len(train) * (1 - train_share) <= len(validation) * train_share

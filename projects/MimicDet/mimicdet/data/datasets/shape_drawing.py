@@ -23,18 +23,16 @@ def unit_outline(name: str) -> npt.NDArray[np.float32]:
         corners = [(-t, -1), (t, -1), (t, -t), (1, -t), (1, t), (t, t)]
         corners += [(t, 1), (-t, 1), (-t, t), (-1, t), (-1, -t), (-t, -t)]
         return np.asarray(corners, dtype=np.float32)
-    elif name in ("square", "triangle"):
-        sides = 4 if name == "square" else 3
+    else:
+        sides = {"square": 4, "triangle": 3}[name]
         angles = np.arange(sides) * 2 * np.pi / sides + np.pi / 4
         radii = np.ones(sides)
-    else:
-        raise ValueError(f"unknown shape {name!r}; known: {', '.join(SHAPE_NAMES)}")
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
     return points.astype(np.float32)
 
 
 def placed_outline(
-    name: str, angle: float, center: tuple[float, float], size: tuple[float, float]
+    name: str, angle: float, center: npt.ArrayLike, size: npt.ArrayLike
 ) -> npt.NDArray[np.int32]:
     """
     (N, 2) integer pixel corners of a shape rotated by `angle` (radians) and then stretched along
@@ -117,8 +115,7 @@ def draw_distractors(rng: np.random.Generator, image: Image, count: int) -> None
             cv2.line(image, start.astype(int).tolist(), end.astype(int).tolist(), color, thickness)
         elif kind == "arc":
             axes = rng.integers(15, 120, size=2).tolist()
-            first = float(rng.uniform(0, 360))
-            sweep = float(rng.uniform(40, 150))
+            first, sweep = rng.uniform([0, 40], [360, 150])
             center = start.astype(int).tolist()
             cv2.ellipse(image, center, axes, first, 0, sweep, color, thickness)
         elif kind == "scribble":

@@ -74,11 +74,11 @@ class Scene:
         window = (slice(y, y + h), slice(x, x + w))
         covered = self.owner[window][mask[window] > 0]
         counts = np.bincount(covered, minlength=len(self.areas) + 1)[1:]
-        for count, seen, area in zip(counts, self.visible, self.areas, strict=True):
-            if seen - count < self.min_visible * area:
-                return False
+        visible = np.array(self.visible, dtype=np.int64) - counts
+        if (visible < self.min_visible * np.array(self.areas)).any():
+            return False
         paint_shape(rng, self.image, outline, mask)
-        self.visible = [int(v - c) for v, c in zip(self.visible, counts, strict=True)]
+        self.visible = visible.tolist()
         self._record(class_id, box, len(covered), iscrowd=0)
         self.owner[window][mask[window] > 0] = len(self.areas)
         return True
@@ -100,8 +100,8 @@ class Scene:
         for _ in range(w * h // 180):
             size = rng.uniform(9, 15, size=2)
             center = rng.uniform([x + 8, y + 8], [x + w - 8, y + h - 8])
-            name, angle = SHAPE_NAMES[class_id], rng.uniform(0, 2 * np.pi)
-            outline = placed_outline(name, angle, (center[0], center[1]), (size[0], size[1]))
+            angle = rng.uniform(0, 2 * np.pi)
+            outline = placed_outline(SHAPE_NAMES[class_id], angle, center, size)
             mask = np.zeros_like(drawn)
             cv2.fillPoly(mask, [outline], 255)
             paint_shape(rng, self.image, outline, mask)
@@ -139,7 +139,10 @@ def _add_shapes(rng: np.random.Generator, scene: Scene, crowded: bool) -> None:
         middle = rng.uniform([0.3 * width, 0.3 * height], [0.7 * width, 0.7 * height])
         spread = 0.17 * np.array([width, height])
     else:
-        scales = np.array([_random_scale(rng) for _ in range(rng.integers(2, 9))])
+        scales = np.empty(rng.integers(2, 9))
+        for i in range(len(scales)):
+            low, high = SCALE_RANGES[rng.choice(len(SCALE_RANGES), p=SCALE_WEIGHTS)]
+            scales[i] = np.exp(rng.uniform(np.log(low), np.log(high)))
         # Two giants never fit: one would hide the other.
         giants = np.flatnonzero(scales > SCALE_RANGES[-1][0])[1:]
         scales = np.delete(scales, giants)
@@ -147,24 +150,15 @@ def _add_shapes(rng: np.random.Generator, scene: Scene, crowded: bool) -> None:
         class_id = int(rng.integers(len(SHAPE_NAMES)))
         size = _random_size(rng, scale, width, height)
         for _ in range(12):
-            if crowded:
-                center = rng.normal(middle, spread)
-            else:
-                center = rng.uniform([0, 0], [width, height])
+            center = rng.normal(middle, spread) if crowded else rng.uniform([0, 0], [width, height])
             # At most a tenth of the box's side may lie outside, nothing of a giant.
             margin = (0.5 if scale > SCALE_RANGES[-1][0] else 0.4) * size
             low = np.minimum(margin, [width / 2, height / 2])
             center = np.clip(center, low, np.array([width, height]) - low)
             angle = rng.uniform(0, 2 * np.pi)
-            name = SHAPE_NAMES[class_id]
-            outline = placed_outline(name, angle, (center[0], center[1]), (size[0], size[1]))
+            outline = placed_outline(SHAPE_NAMES[class_id], angle, center, size)
             if scene.add(rng, class_id, outline):
                 break
-
-
-def _random_scale(rng: np.random.Generator) -> float:
-    low, high = SCALE_RANGES[rng.choice(len(SCALE_RANGES), p=SCALE_WEIGHTS)]
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _random_size(

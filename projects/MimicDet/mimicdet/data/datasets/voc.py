@@ -10,7 +10,6 @@ import math
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...utils.errors import UserError, file_errors
 from ...utils.files import new_path
@@ -80,7 +79,10 @@ def register_voc(name: str, dirname: str, split: str) -> None:
             f"{split_file}: no object of {', '.join(sorted(absent))} in this split; its "
             "Pascal VOC average precision, and so their mean, will be nan if evaluated"
         )
-    records = [_to_record(i, files[i], annotations[i], classes) for i in ids]
+    records = []
+    for i in ids:
+        objects = ((classes.index(x.name), x.box, False) for x in annotations[i].objects)
+        records.append(folders.image_record(i, files[i], annotations[i].size, objects))
     folders.register_records(
         name,
         records,
@@ -109,7 +111,7 @@ def read_voc(folder: Path, split: str) -> tuple[list[str], dict[str, Path], dict
     images = folder / "JPEGImages"
     folders.check_folders(folder, folder / "Annotations", images)
     path = _split_file(folder, split)
-    ids = _read_split(path)
+    ids = folders.read_image_list(path, "name")
     annotations = _read_annotations(folder)
     files = folders.image_files(images)
     problems = Problems(path)
@@ -129,13 +131,6 @@ def read_voc(folder: Path, split: str) -> tuple[list[str], dict[str, Path], dict
 
 def _split_file(folder: Path, split: str) -> Path:
     return folder / "ImageSets" / "Main" / f"{split}.txt"
-
-
-def _read_split(path: Path) -> list[str]:
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise UserError(f"no split file {path}; splits found there: {known}")
-    return folders.read_image_list(path, "name")
 
 
 def _read_annotations(folder: Path) -> dict[str, VocImage]:
@@ -201,12 +196,6 @@ def _is_whole(text: str | None) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _to_record(image_id: str, file: Path, image: VocImage, classes: list[str]) -> dict[str, Any]:
-    assert image.size is not None  # checked by register_voc
-    objects = ((classes.index(x.name), x.box, False) for x in image.objects)
-    return folders.image_record(image_id, file, image.size, objects)
 
 
 def _evaluator_folder(
