@@ -36,21 +36,16 @@ def add_distillation_config(cfg: CN) -> None:
     # ---------------------------------------------------------------- a node for each method
     for name, method in sorted(DISTILLATION_REGISTRY):
         settings = method.default_config()
-        if settings is not None:
-            _C[name] = _with_schedule(settings)
-
-
-def _with_schedule(settings: CN) -> CN:
-    node = CN()
-    # Factor of each of its losses.
-    node.LOSS_WEIGHT = 1.0
-    # The factor grows in a straight line from 0 over so many iterations; 0: it is there at once.
-    node.WARMUP_ITERS = 0
-    # From this iteration on the losses are 0; 0: they stay to the end.
-    node.STOP_ITER = 0
-    for key, value in settings.items():
-        node[key] = value
-    return node
+        if settings is None:
+            continue
+        _C[name] = CN()
+        # Factor of each of its losses.
+        _C[name].LOSS_WEIGHT = 1.0
+        # The factor grows in a straight line from 0 over so many iterations; 0: it does not.
+        _C[name].WARMUP_ITERS = 0
+        # From this iteration on the losses are 0; 0: they stay to the end.
+        _C[name].STOP_ITER = 0
+        _C[name].update(settings)
 
 
 def split_entry(entry: str) -> tuple[str, str]:

@@ -16,12 +16,7 @@ from .adapters import DetectorAdapter, build_adapter
 from .config import split_entry, with_label
 from .methods.base import DISTILLATION_REGISTRY, SCHEDULE, DistillationMethod, settings_of
 from .pairing import check_pair
-from .teacher import (
-    FrozenTeacher,
-    build_separate_teacher,
-    build_teacher,
-    load_teacher_config,
-)
+from .teacher import FrozenTeacher, build_separate_teacher, build_teacher, load_teacher_config
 from .tensors import DetectorTensors
 
 Value = TypeVar("Value")
@@ -105,15 +100,14 @@ class Distiller(nn.Module):
         # The trainer's storage counts the iterations, and goes on where a resumed run left off.
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else 0
-        seen: dict[FrozenTeacher, DetectorTensors] = {}
+        seen: dict[FrozenTeacher | None, DetectorTensors] = {None: student}
         for term in self.terms:
             if term.stopped(iteration):
                 _add(losses, term.method.stopped(self.student.device), term, iteration)
                 continue
-            if term.teacher is not None and term.teacher not in seen:
+            if term.teacher not in seen:
                 seen[term.teacher] = term.teacher(batched_inputs)
-            teacher = student if term.teacher is None else seen[term.teacher]
-            result = term.method(student, teacher)
+            result = term.method(student, seen[term.teacher])
             _add(losses, result, term, iteration)
             if storage:  # metrics make the CPU wait for a GPU
                 metrics = term.labelled(term.method.metrics(result))

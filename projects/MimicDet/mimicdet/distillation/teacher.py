@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint import load_weights
 from ..config import check_config, load_config
@@ -48,6 +48,7 @@ class FrozenTeacher:
                 teacher was trained on the other order. None: as the teacher's.
         """
         self.adapter = adapter
+        self.model = adapter.model
         self.source = source
         self.amp = amp
         self.model.eval().requires_grad_(False)
@@ -58,10 +59,6 @@ class FrozenTeacher:
                 f"of the teacher {source}: only BGR and RGB can be turned into each other"
             )
         self.turns_channels = len(formats) > 1
-
-    @property
-    def model(self) -> nn.Module:
-        return self.adapter.model
 
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> "TeacherTensors":
         """What the teacher offers of the batch, as tensors that autograd may keep."""
@@ -170,8 +167,7 @@ def build_teacher(cfg: CfgNode, teacher_cfg: CfgNode, node: CfgNode) -> FrozenTe
     if channels_last_pays(cfg.MODEL.DEVICE, amp):
         model.to(memory_format=torch.channels_last)
     adapter = build_adapter(model, teacher_cfg.INPUT.FORMAT)
-    source, student_format = node.CONFIG_FILE, cfg.INPUT.FORMAT
-    return FrozenTeacher(adapter, source=source, amp=amp, student_format=student_format)
+    return FrozenTeacher(adapter, source=node.CONFIG_FILE, amp=amp, student_format=cfg.INPUT.FORMAT)
 
 
 def build_separate_teacher(cfg: CfgNode) -> FrozenTeacher:
@@ -189,11 +185,9 @@ def build_separate_teacher(cfg: CfgNode) -> FrozenTeacher:
 def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
     """Raise UserError with every key of the two configs that keeps the heads apart."""
     student, teacher = cfg.MODEL, teacher_cfg.MODEL
+    name = teacher.META_ARCHITECTURE
     pairs = {
-        "MODEL.META_ARCHITECTURE": (
-            teacher.META_ARCHITECTURE if is_mimicdet(teacher_cfg) else "MimicDet",
-            teacher.META_ARCHITECTURE,
-        ),
+        "MODEL.META_ARCHITECTURE": (name if is_mimicdet(teacher_cfg) else "MimicDet", name),
         "MODEL.MIMICDET.TEACHER.ENABLED": (True, teacher.MIMICDET.TEACHER.ENABLED),
         "MODEL.ROI_HEADS.NUM_CLASSES": (
             student.ROI_HEADS.NUM_CLASSES,

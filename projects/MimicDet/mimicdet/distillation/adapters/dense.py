@@ -9,15 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ...modeling.layers.precision import at_least_float32
-from ..tensors import (
-    JOINT,
-    SIGMOID,
-    SOFTMAX,
-    DetectorTensors,
-    Locations,
-    Positives,
-    gather_at,
-)
+from ..tensors import JOINT, SIGMOID, SOFTMAX, DetectorTensors, Locations, Positives, gather_at
 from .base import ADAPTER_REGISTRY, DetectorAdapter, layout_of
 
 

@@ -18,19 +18,8 @@ import torch
 from torch import Tensor
 
 from ...modeling.meta_arch.mimicdet import MimicDet
-from ...modeling.structures import (
-    BoxQuery,
-    HeadPredictions,
-    RefinementPredictions,
-    TrainingTensors,
-)
-from ..tensors import (
-    OBJECTNESS,
-    SOFTMAX,
-    DetectorTensors,
-    Locations,
-    Positives,
-)
+from ...modeling.structures import BoxQuery, HeadPredictions, RefinementPredictions, TrainingTensors
+from ..tensors import OBJECTNESS, SOFTMAX, DetectorTensors, Locations, Positives
 from .base import ADAPTER_REGISTRY, DetectorAdapter, layout_of
 
 

@@ -43,10 +43,8 @@ class PredictionGuided(FeatureMethod):
         # map_scores are sigmoids of one kind or another on every detector that has such maps.
         pairs = []
         for level in self.levels:
-            student_logits, teacher_logits = (
-                student.prediction_maps[level],
-                teacher.prediction_maps[level],
-            )
-            student_logits = student_logits.detach() if self.detach_weight else student_logits
-            pairs.append((student_logits.float().sigmoid(), teacher_logits.float().sigmoid()))
+            logits = student.prediction_maps[level]
+            logits = logits.detach() if self.detach_weight else logits
+            target = teacher.prediction_maps[level].float().sigmoid()
+            pairs.append((logits.float().sigmoid(), target))
         return {"loss_pfi": prediction_guided_loss(self.feature_pairs(student, teacher), pairs)}
