@@ -47,17 +47,23 @@ def all_places(features: list[Tensor]) -> MapPlaces:
 
 class Atlas:
     """
-    The maps of some levels below each other, with a border of zeros around each.
+    The maps of some levels below each other, with a border of zeros around each: a LevelReader of
+    all (N, M) locations. What it reads elsewhere than on its levels is void.
 
     A point outside its level's map reads as zero in the eager operator. Clamped to the border it
     does so here, also half-way between border and map, so the numbers are the same.
     """
 
-    def __init__(self, features: list[Tensor], levels: Sequence[int]):
+    def __init__(
+        self, features: list[Tensor], levels: Sequence[int], places: MapPlaces, guidance: Tensor
+    ):
         """
         Args:
             features: L x (N, C, Hl, Wl), fine to coarse; levels: which of them to lay out.
+            places: of the locations; guidance: (N, M, 4).
         """
+        self.guidance = guidance
+        self._places = places
         width = features[levels[0]].shape[-1]
         parts, self.tops, top = [], {}, 1
         for level in levels:
@@ -67,24 +73,23 @@ class Atlas:
             top = top + x.shape[-2] + 2
         self.image = torch.cat(parts, dim=2)
 
-    def conv_at(self, places: MapPlaces, offset: Tensor | None, weight: Tensor, bias: Tensor):
+    def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
         """
         Convolution of stride 1 and "same" padding at each place, as layers.sparse_conv does.
 
         Args:
-            places: of (N, M) locations; what comes out at a level that is not here has no meaning.
-            offset: (N, M, 2 * k * k) in pixels of the map, (dy, dx); None: no offsets.
-            weight: (O, C, k, k); bias: (O,).
+            offsets: (N, M, 2 * k * k) in pixels of the map, (dy, dx); None: no offsets.
 
         Returns:
             (N, M, O).
         """
+        places, weight = self._places, conv.weight
         k = weight.shape[-1]
         steps = torch.arange(k, device=weight.device, dtype=torch.float32) - k // 2
         y = places.y[..., None] + steps.repeat_interleave(k)
         x = places.x[..., None] + steps.repeat(k)
-        if offset is not None:
-            y, x = y + offset[..., 0::2], x + offset[..., 1::2]
+        if offsets is not None:
+            y, x = y + offsets[..., 0::2], x + offsets[..., 1::2]
         y = torch.minimum(y.clamp(min=-1), places.height[..., None])
         x = torch.minimum(x.clamp(min=-1), places.width[..., None])
         # Row of the atlas where the map of each location's level begins.
@@ -96,19 +101,7 @@ class Atlas:
         # grid_sample takes (x, y) in [-1, 1] of the picture's outer edges.
         grid = torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], dim=-1)
         sampled = F.grid_sample(self.image, grid, mode="bilinear", align_corners=False)
-        return F.linear(sampled.transpose(1, 2).flatten(2), weight.flatten(1), bias)
-
-
-class AtlasReader:
-    """A LevelReader of all (N, M) locations; what it reads elsewhere than on its levels is void."""
-
-    def __init__(self, atlas: Atlas, places: MapPlaces, guidance: Tensor):
-        """guidance: (N, M, 4)."""
-        self.guidance = guidance
-        self._atlas, self._places = atlas, places
-
-    def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
-        return self._atlas.conv_at(self._places, offsets, conv.weight, conv.bias)
+        return F.linear(sampled.transpose(1, 2).flatten(2), weight.flatten(1), conv.bias)
 
 
 class AtlasPyramid(PyramidReader):
@@ -124,8 +117,7 @@ class AtlasPyramid(PyramidReader):
     def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
         aligned = None
         for layer, levels in levels_by_layer(layers):
-            atlas = Atlas(self._features, levels)
-            out = layer(AtlasReader(atlas, self._places, self._guidance))
+            out = layer(Atlas(self._features, levels, self._places, self._guidance))
             if aligned is None:
                 aligned = out
                 continue

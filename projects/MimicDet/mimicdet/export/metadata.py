@@ -67,7 +67,6 @@ def read_metadata(path: str | Path, file_format: str) -> dict[str, Any]:
         UserError: the file holds none.
     """
     path = Path(path)
-    text: str | bytes | None = None
     if file_format == "onnx":
         import onnx
 

@@ -67,15 +67,10 @@ def optimize_for_inference(
 
 def copy_for_inference(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without gradients and without the head that is not run."""
-    if not isinstance(model, MimicDet):
-        return copy.deepcopy(model).eval().requires_grad_(False)
-    name = "roi_heads" if model.eval_head == "student" else "student_head"
-    unused = getattr(model, name)
-    setattr(model, name, None)
-    try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
-    finally:
-        setattr(model, name, unused)
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(copied, MimicDet):
+        setattr(copied, "roi_heads" if copied.eval_head == "student" else "student_head", None)
+    return copied
 
 
 def fold_batch_norms(model: nn.Module) -> int:

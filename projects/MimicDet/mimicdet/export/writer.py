@@ -150,10 +150,7 @@ def tensor_names(path: Path, file_format: str) -> list[str]:
 
         return [x.name for x in onnx.load(str(path)).graph.initializer]
     if file_format == "torchscript":
-        module = torch.jit.load(str(path), map_location="cpu")
-        return [name for name, _ in module.named_parameters()] + [
-            name for name, _ in module.named_buffers()
-        ]
+        return list(torch.jit.load(str(path), map_location="cpu").state_dict())
     with zipfile.ZipFile(path) as archive:  # torch.export.load takes long
         name = next(x for x in archive.namelist() if x.endswith("/model_weights_config.json"))
         return list(json.loads(archive.read(name))["config"])
