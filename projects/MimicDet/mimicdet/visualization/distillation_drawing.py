@@ -133,6 +133,11 @@ def _draw_candidates(
     axes: Axes, ranks: ObjectRanks, values: Tensor, boxes: Tensor, color: str, top: float
 ) -> None:
     """The object with as much again around it: the anchors' centres, the first one and its box."""
+    x0, y0, x1, y1 = ranks.gt_box.tolist()
+    margin = 0.75 * max(x1 - x0, y1 - y0)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()  # the image's
+    axes.set_xlim(max(x0 - margin, left), min(x1 + margin, right))
+    axes.set_ylim(min(y1 + margin, low), max(y0 - margin, high))
     centres = Boxes(ranks.anchors.cpu()).get_centers()
     order = values.argsort().cpu()  # anchors share centres: the best on top
     axes.scatter(
@@ -149,11 +154,6 @@ def _draw_candidates(
     _draw_boxes(axes, ranks.gt_box[None], _TRUTH)
     _draw_boxes(axes, ranks.anchors[first : first + 1], color, linestyle="--")
     _draw_boxes(axes, boxes[first : first + 1], color)
-    x0, y0, x1, y1 = ranks.gt_box.tolist()
-    margin = 0.75 * max(x1 - x0, y1 - y0)
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()  # the image's
-    axes.set_xlim(max(x0 - margin, left), min(x1 + margin, right))
-    axes.set_ylim(min(y1 + margin, bottom), max(y0 - margin, top))
 
 
 def _plot_signal(axes: Axes, values: tuple[Tensor, Tensor], signal: RankSignal, title: str) -> None:

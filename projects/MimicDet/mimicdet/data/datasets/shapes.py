@@ -148,7 +148,11 @@ def _add_shapes(rng: np.random.Generator, scene: Scene, crowded: bool) -> None:
         scales = np.delete(scales, giants)
     for scale in sorted(scales, reverse=True):
         class_id = int(rng.integers(len(SHAPE_NAMES)))
-        size = _random_size(rng, scale, width, height)
+        # Aspect ratio in [0.5, 2], no larger than the image:
+        # w = scale * sqrt(aspect) <= width and h = scale / sqrt(aspect) <= height.
+        aspect = np.exp(np.clip(rng.normal(0, 0.25), -np.log(2), np.log(2)))
+        aspect = np.clip(aspect, (scale / height) ** 2, (width / scale) ** 2)
+        size = np.array([scale * np.sqrt(aspect), scale / np.sqrt(aspect)])
         for _ in range(12):
             center = rng.normal(middle, spread) if crowded else rng.uniform([0, 0], [width, height])
             # At most a tenth of the box's side may lie outside, nothing of a giant.
@@ -159,16 +163,6 @@ def _add_shapes(rng: np.random.Generator, scene: Scene, crowded: bool) -> None:
             outline = placed_outline(SHAPE_NAMES[class_id], angle, center, size)
             if scene.add(rng, class_id, outline):
                 break
-
-
-def _random_size(
-    rng: np.random.Generator, scale: float, width: int, height: int
-) -> npt.NDArray[np.float64]:
-    """(width, height) of that scale, aspect ratio in [0.5, 2], no larger than the image."""
-    aspect = np.exp(np.clip(rng.normal(0, 0.25), -np.log(2), np.log(2)))
-    # w = scale * sqrt(aspect) <= width and h = scale / sqrt(aspect) <= height.
-    aspect = np.clip(aspect, (scale / height) ** 2, (width / scale) ** 2)
-    return np.array([scale * np.sqrt(aspect), scale / np.sqrt(aspect)])
 
 
 def write_shapes(root: str | Path, split: str, num_images: int, seed: int = 0) -> Path:

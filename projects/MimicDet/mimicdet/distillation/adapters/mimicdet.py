@@ -129,20 +129,16 @@ class MimicDetAdapter(DetectorAdapter):
             map_scores=OBJECTNESS,
             class_scores=SOFTMAX if model.student_head is not None else "",
         )
-        offers = {"features", "prediction_maps", "anchors"}
-        s_head, t_head = set(), set()
+        both = {"features", "prediction_maps", "anchors"}
+        student = {"gt_boxes", "positives", "box_query"}
         if model.student_head is not None:
-            offers |= {"class_logits_at", "pred_boxes_at"}
-            s_head = {"head_predictions"}
+            both |= {"class_logits_at", "pred_boxes_at"}
+            student |= {"head_predictions"}
         if model.roi_heads is not None:
-            t_head = {"box_head_predictions_at"}
-        self.student_offers = frozenset(
-            offers | s_head | t_head | {"gt_boxes", "positives", "box_query"}
-        )
-        # In evaluation the levels of the T-head are there only where it is the head that is run.
-        self.teacher_offers = frozenset(
-            offers | (t_head if model.eval_head == "teacher" else set())
-        )
+            # In evaluation the levels of the T-head are there only where it is the head that runs.
+            (both if model.eval_head == "teacher" else student).add("box_head_predictions_at")
+        self.student_offers = frozenset(both | student)
+        self.teacher_offers = frozenset(both)
 
     def forward_training(
         self, batched_inputs: list[dict[str, Any]]
