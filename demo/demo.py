@@ -9,7 +9,10 @@ Detect with a checkpoint, as Detectron2's demo does.
     python demo/demo.py --config-file CONFIG --webcam --opts MODEL.WEIGHTS FILE
 """
 
-from mimicdet.commands.demo import main
+from mimicdet_runtime.images import import_cv2
 
 if __name__ == "__main__":
+    import_cv2()  # before Detectron2 does: OpenCV reads the limit on images' sizes when it is loaded
+    from mimicdet.commands.demo import main
+
     raise SystemExit(main())

@@ -7,7 +7,10 @@ A web page that tries a checkpoint and shows what its S-head samples.
 For an exported model, without PyTorch: mimicdet serve model.onnx
 """
 
-from mimicdet.commands.web import main
+from mimicdet_runtime.images import import_cv2
 
 if __name__ == "__main__":
+    import_cv2()  # before Detectron2 does: OpenCV reads the limit on images' sizes when it is loaded
+    from mimicdet.commands.web import main
+
     raise SystemExit(main())

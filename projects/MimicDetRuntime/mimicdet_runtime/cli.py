@@ -104,9 +104,7 @@ def _detect(args: argparse.Namespace) -> int:
     output = Path(args.output)
     video, inputs = split_inputs(args.inputs)
     files = find_images(inputs, output)
-    if video is None and not args.no_draw:
-        for file in files:
-            drawing_path(file, output)
+    targets = {file: None if args.no_draw else drawing_path(file, output) for file in files}
     if video is not None and args.resume:
         raise UserError("--resume is for images; a video is done in one go")
     detector = Detector(args.model, args.device, args.threads or 0)
@@ -122,7 +120,7 @@ def _detect(args: argparse.Namespace) -> int:
             if video is not None:
                 code = _detect_video(detector, video, output, writer, args)
             else:
-                code = _detect_images(detector, files, output, writer, args)
+                code = _detect_images(detector, targets, writer, args)
         except KeyboardInterrupt:
             advice = "" if video is not None else "; --resume goes on from here"
             print(f"\nmimicdet: stopped{advice}", file=sys.stderr)
@@ -131,54 +129,38 @@ def _detect(args: argparse.Namespace) -> int:
     return code
 
 
-def _detect_images(detector, files, output, writer, args) -> int:
-    from .drawing import draw_detections
-    from .images import write_image
+def _detect_images(detector, targets, writer, args) -> int:
     from .progress import Progress
-    from .runner import drawing_path, run_on_images
+    from .runner import run_on_images
 
     def handle(file, image, detections) -> bool:
-        detections = detections.above(args.score)
-        if not args.no_draw:
-            write_image(drawing_path(file, output), draw_detections(image, detections))
         # After the drawing: an image that is recorded is complete.
         writer.add(file.name, image.shape[:2], detections)
         return True
 
     done = writer.done
-    todo = [file for file in files if file.name not in done]
-    if len(todo) < len(files):
-        print(f"{len(files) - len(todo)} of {len(files)} images are done", file=sys.stderr)
+    todo = {file: target for file, target in targets.items() if file.name not in done}
+    if len(todo) < len(targets):
+        print(f"{len(targets) - len(todo)} of {len(targets)} images are done", file=sys.stderr)
     with contextlib.closing(Progress(len(todo))) as progress:
-        problems = run_on_images(detector, todo, handle, progress, args.batch)
+        problems = run_on_images(detector, todo, handle, progress, args.score, args.batch)
     if problems:
-        print(f"mimicdet: {len(problems)} of {len(files)} images skipped", file=sys.stderr)
+        print(f"mimicdet: {len(problems)} of {len(targets)} images skipped", file=sys.stderr)
     return EXIT_SOME_FAILED if problems else 0
 
 
 def _detect_video(detector, path, output, writer, args) -> int:
-    from .drawing import draw_detections
-    from .progress import Progress
     from .runner import run_on_video
-    from .video import VideoReader, VideoWriter
+    from .video import VideoReader
 
     target = output / f"{path.stem}.mp4"
     if not args.no_draw and target.resolve() == path.resolve():
         raise UserError(f"{target}: the drawing would replace the video; choose another output")
-    with contextlib.ExitStack() as stack:
-        video = stack.enter_context(contextlib.closing(VideoReader(path)))
-        drawing = stack.enter_context(
-            contextlib.closing(VideoWriter(target, video.frames_per_second))
-        )
-        progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
 
-        def handle(number, frame, detections) -> bool:
-            detections = detections.above(args.score)
-            writer.add(f"{path.name}#{number:06d}", frame.shape[:2], detections)
-            if not args.no_draw:
-                drawing.write(draw_detections(frame, detections))
-            return True
+    def handle(number, frame, detections) -> bool:
+        writer.add(f"{path.name}#{number:06d}", frame.shape[:2], detections)
+        return True
 
-        if run_on_video(detector, video, handle, progress) == 0:
-            raise UserError(f"{path}: no frame could be read")
+    with contextlib.closing(VideoReader(path)) as video:
+        run_on_video(detector, video, None if args.no_draw else target, handle, args.score)
     return 0

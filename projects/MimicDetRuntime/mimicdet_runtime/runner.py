@@ -1,16 +1,19 @@
 """Detection over many images or a video: what `mimicdet detect` and demo/demo.py share."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from .detections import Detections
+from .drawing import draw_detections
 from .errors import UserError
-from .images import ImageFile, read_image
+from .images import ImageFile, read_image, write_image
 from .progress import Progress
+from .video import VideoReader, VideoWriter
 
 
 class BatchDetector(Protocol):
@@ -33,19 +36,22 @@ def drawing_path(file: ImageFile, output: Path) -> Path:
 
 def run_on_images(
     detector: BatchDetector,
-    files: Sequence[ImageFile],
+    targets: Mapping[ImageFile, Path | None],
     handle: Callable[[ImageFile, np.ndarray, Detections], bool],
     progress: Progress,
+    score: float = 0.0,
     batch_size: int = 1,
 ) -> list[str]:
     """
-    Detect in image files, in order. `handle` gets a file, its (H, W, 3) uint8 BGR image and the
-    detections; False stops. Returns a message for each file that could not be read.
+    Detect in image files, in order, and draw each to its target; None: no drawing.
+
+    `handle` gets a file, its (H, W, 3) uint8 BGR image and the detections of at least `score` once
+    the drawing is written; False stops. Returns a message for each file that could not be read.
     """
     problems: list[str] = []
 
     def readable() -> Iterator[tuple[ImageFile, np.ndarray]]:
-        for file in files:
+        for file in targets:
             try:
                 yield file, read_image(file.path)
             except UserError as error:
@@ -56,7 +62,11 @@ def run_on_images(
     images = readable()
     while group := list(itertools.islice(images, batch_size)):
         results = detector.detect([image for _, image in group])
-        for (file, image), detections in zip(group, results):
+        for (file, image), result in zip(group, results):
+            detections = result.above(score)
+            target = targets[file]
+            if target is not None:
+                write_image(target, draw_detections(image, detections))
             if not handle(file, image, detections):
                 return problems
             progress.advance()
@@ -65,17 +75,31 @@ def run_on_images(
 
 def run_on_video(
     detector: BatchDetector,
-    frames: Iterable[np.ndarray],
+    video: VideoReader,
+    target: Path | None,
     handle: Callable[[int, np.ndarray, Detections], bool],
-    progress: Progress,
-) -> int:
+    score: float = 0.0,
+) -> None:
     """
-    Detect in (H, W, 3) uint8 BGR frames one after another; returns their number. `handle` gets the
-    number of a frame, counted from 1, the frame and its detections; False stops.
+    Detect in a video's frames, one after another, and draw them to the video `target`; None: no
+    drawing. `handle` gets the number of a frame, counted from 1, the (H, W, 3) uint8 BGR frame and
+    the detections of at least `score`; False stops.
+
+    Raises:
+        UserError: no frame can be read, or `target` cannot be written.
     """
     number = 0
-    for number, frame in enumerate(frames, 1):
-        if not handle(number, frame, detector.detect([frame])[0]):
-            break
-        progress.advance()
-    return number
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(contextlib.closing(Progress(video.num_frames)))
+        writer = VideoWriter(target, video.frames_per_second) if target else None
+        if writer is not None:
+            stack.callback(writer.close)
+        for number, frame in enumerate(video, 1):
+            detections = detector.detect([frame])[0].above(score)
+            if writer is not None:
+                writer.write(draw_detections(frame, detections))
+            if not handle(number, frame, detections):
+                break
+            progress.advance()
+    if number == 0:
+        raise UserError(f"{video.name}: no frame could be read")

@@ -14,6 +14,7 @@ class VideoReader:
     The frames of a video file, or of a camera given by its number.
 
     Attributes:
+        name: the file, or which camera.
         frames_per_second: 25 where the source does not say.
         num_frames: as the file says; 0 where it does not.
 
@@ -23,10 +24,10 @@ class VideoReader:
 
     def __init__(self, source: Path | int) -> None:
         cv2 = import_cv2()
+        self.name = f"camera {source}" if isinstance(source, int) else str(source)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
-            what = f"camera {source}" if isinstance(source, int) else str(source)
-            raise UserError(f"{what}: cannot be opened as a video")
+            raise UserError(f"{self.name}: cannot be opened as a video")
         self.frames_per_second = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.num_frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
 

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from mimicdet_runtime import Detections
 from mimicdet_runtime.drawing import draw_detections
-from mimicdet_runtime.images import IMAGE_SUFFIXES, ImageFile, find_images, write_image
+from mimicdet_runtime.images import IMAGE_SUFFIXES, ImageFile, find_images, import_cv2
 from mimicdet_runtime.progress import Progress
 from mimicdet_runtime.runner import drawing_path, run_on_images, run_on_video
-from mimicdet_runtime.video import VideoReader, VideoWriter
+from mimicdet_runtime.video import VideoReader
 
 from ..engine import Predictor, setup_cfg
 from ..export.optimize import PRECISIONS
@@ -109,7 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = output / name if output and output.suffix.lower() != ".mp4" else output
     with contextlib.closing(VideoReader(source)) as video:
         predictor = load_predictor(args.config_file, opts, **options)
-        detect_video(CheckpointDetector(predictor), video, target)
+        run_on_video(
+            CheckpointDetector(predictor),
+            video,
+            target,
+            lambda _, frame, detections: target is not None or _show(frame, detections, wait=1),
+        )
     return 0
 
 
@@ -145,44 +149,18 @@ def detect_images(detector: CheckpointDetector, targets: Mapping[ImageFile, Path
 
     def handle(file: ImageFile, image: np.ndarray, detections: Detections) -> bool:
         progress.say(f"{file.path}: {len(detections)} detections")
-        picture = draw_detections(image, detections)
-        target = targets[file]
-        if target is None:
-            return _show(picture, wait=0)
-        write_image(target, picture)
-        return True
+        return targets[file] is not None or _show(image, detections, wait=0)
 
     with contextlib.closing(Progress(len(targets))) as progress:
-        problems = run_on_images(detector, list(targets), handle, progress)
+        problems = run_on_images(detector, targets, handle, progress)
     return 1 if problems else 0
 
 
-def detect_video(detector: CheckpointDetector, video: VideoReader, target: Path | None) -> None:
-    """
-    Draw a video's detections to the file `target`, or show them in a window if it is None.
-
-    Raises:
-        UserError: the video has no frame that can be read, or cannot be written.
-    """
-    writer = VideoWriter(target, video.frames_per_second) if target else None
-
-    def handle(number: int, frame: np.ndarray, detections: Detections) -> bool:
-        picture = draw_detections(frame, detections)
-        if writer is None:
-            return _show(picture, wait=1)
-        writer.write(picture)
-        return True
-
-    writing = contextlib.closing(writer) if writer else contextlib.nullcontext()
-    with writing, contextlib.closing(Progress(video.num_frames)) as progress:
-        if run_on_video(detector, video, handle, progress) == 0:
-            raise UserError("the video has no frame that can be read")
-
-
-def _show(picture: np.ndarray, wait: int) -> bool:
-    """Show a picture for `wait` ms, 0: until a key is pressed; False if that was Escape."""
+def _show(image: np.ndarray, detections: Detections, wait: int) -> bool:
+    """Show detections for `wait` ms, 0: until a key is pressed; False if that was Escape."""
+    cv2 = import_cv2()
     try:
-        cv2.imshow(_WINDOW, picture)
+        cv2.imshow(_WINDOW, draw_detections(image, detections))
         return cv2.waitKey(wait) != _ESCAPE
     except cv2.error as error:
         raise UserError("this OpenCV cannot open a window; give --output") from error

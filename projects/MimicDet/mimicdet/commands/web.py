@@ -5,17 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# First: it sets OpenCV's limit on the size of images, which OpenCV reads when it is loaded.
-from mimicdet_runtime.images import import_cv2
+from mimicdet_runtime import Detector
+from mimicdet_runtime.server import Models, serve
 
-import_cv2()
-
-from mimicdet_runtime import Detector  # noqa: E402
-from mimicdet_runtime.server import Models, serve  # noqa: E402
-
-from ..utils.errors import command  # noqa: E402
-from ..visualization.sampling import sampling_points  # noqa: E402
-from .demo import CheckpointDetector, load_predictor  # noqa: E402
+from ..utils.errors import command
+from ..visualization.sampling import sampling_points
+from .demo import CheckpointDetector, load_predictor
 
 
 class SamplingDetector(CheckpointDetector):
