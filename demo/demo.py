@@ -12,7 +12,7 @@ Detect with a checkpoint, as Detectron2's demo does.
 from mimicdet_runtime.images import import_cv2
 
 if __name__ == "__main__":
-    import_cv2()  # before Detectron2 does: OpenCV reads the limit on images' sizes when it is loaded
+    import_cv2()  # first: OpenCV reads the limit on the size of images when it is loaded
     from mimicdet.commands.demo import main
 
     raise SystemExit(main())

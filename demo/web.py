@@ -10,7 +10,7 @@ For an exported model, without PyTorch: mimicdet serve model.onnx
 from mimicdet_runtime.images import import_cv2
 
 if __name__ == "__main__":
-    import_cv2()  # before Detectron2 does: OpenCV reads the limit on images' sizes when it is loaded
+    import_cv2()  # first: OpenCV reads the limit on the size of images when it is loaded
     from mimicdet.commands.web import main
 
     raise SystemExit(main())

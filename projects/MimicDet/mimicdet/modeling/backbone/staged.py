@@ -54,11 +54,8 @@ class StagedBackbone(Backbone):
         self._ends = {n: end for n, end in zip(STRIDES, stage_ends) if n in out_features}
         self._channels = dict(zip(STRIDES, stage_channels))
         self.features = layers[: max(self._ends.values())]
-        self._freeze([0, stem_length, *stage_ends][freeze_at])
-
-    def _freeze(self, length: int) -> None:
-        for index in range(min(length, len(self.features))):
-            layer = self.features[index]
+        num_frozen = [0, stem_length, *stage_ends][freeze_at]
+        for index, layer in enumerate(self.features[:num_frozen]):
             for parameter in layer.parameters():
                 parameter.requires_grad = False
             self.features[index] = FrozenBatchNorm2d.convert_frozen_batchnorm(layer)

@@ -9,7 +9,7 @@ from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
-from ...utils.errors import UserError, check_choice
+from ...utils.errors import UserError, check_choice, check_choices
 
 
 class StaggeredFPN(FPN):
@@ -69,14 +69,6 @@ class StaggeredFPN(FPN):
         return {name: results[name] for name in self._out_features if name in results}
 
 
-def used_levels(cfg) -> list[str]:
-    """Pyramid levels that some part of the configured model reads."""
-    levels = list(cfg.MODEL.RPN.IN_FEATURES)
-    if cfg.MODEL.MIMICDET.TEACHER.ENABLED:
-        levels += cfg.MODEL.ROI_HEADS.IN_FEATURES
-    return levels
-
-
 def _initialise_pyramid(fpn: FPN, method: str) -> None:
     check_choice("MODEL.MIMICDET.FPN.INIT", method, ("he", "xavier"))
     if method == "xavier":  # what Detectron2's FPN has done already
@@ -99,13 +91,11 @@ def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
     """
     bottom_up = build_resnet_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
-    missing = [f for f in (*cfg.MODEL.FPN.IN_FEATURES, "res5") if f not in shapes]
-    if missing:
-        raise UserError(
-            f"MODEL.FPN.IN_FEATURES needs {missing}, which MODEL.RESNETS.OUT_FEATURES "
-            f"{list(shapes)} does not give; P6 and P7 need res5"
-        )
-    used = used_levels(cfg)
+    what = "MODEL.FPN.IN_FEATURES and res5 for P6 (MODEL.RESNETS.OUT_FEATURES)"
+    check_choices(what, (*cfg.MODEL.FPN.IN_FEATURES, "res5"), shapes)
+    used = list(cfg.MODEL.RPN.IN_FEATURES)  # levels that some part of the model reads
+    if cfg.MODEL.MIMICDET.TEACHER.ENABLED:
+        used += cfg.MODEL.ROI_HEADS.IN_FEATURES
     in_features = list(cfg.MODEL.FPN.IN_FEATURES)
     while in_features and f"p{int(math.log2(shapes[in_features[0]].stride))}" not in used:
         in_features.pop(0)
@@ -122,7 +112,6 @@ def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelP6P7(shapes["res5"].channels, channels, "res5"),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-        eval_out_features=None,
     )
     _initialise_pyramid(fpn, cfg.MODEL.MIMICDET.FPN.INIT)
     return fpn

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import batched_nms
+from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
@@ -25,6 +25,18 @@ def process_mean(x: Tensor) -> Tensor:
     total = x.detach().clone()
     torch.distributed.all_reduce(total)
     return total / comm.get_world_size()
+
+
+def detector_parts(cfg, section: str) -> tuple[list[ShapeSpec], dict[str, Any]]:
+    """Shapes of the levels MODEL.section.IN_FEATURES, and what DenseDetector takes but the head."""
+    backbone, names = build_backbone(cfg), cfg.MODEL[section].IN_FEATURES
+    shapes = level_shapes(f"MODEL.{section}.IN_FEATURES", names, backbone.output_shape())
+    return shapes, {
+        "backbone": backbone,
+        "head_in_features": names,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+    }
 
 
 @dataclass(frozen=True)
@@ -207,23 +219,16 @@ class AdaptiveDetector(AnchorDetector):
 
     @classmethod
     def from_config(cls, cfg):
-        backbone = build_backbone(cfg)
-        keys = cfg.MODEL.RETINANET
-        shapes = level_shapes(
-            "MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape()
-        )
+        shapes, parts = detector_parts(cfg, "RETINANET")
         return {
-            "backbone": backbone,
+            **parts,
             "head": cls.build_head(cfg, shapes),
-            "head_in_features": keys.IN_FEATURES,
             "anchor_generator": build_anchor_generator(cfg, shapes),
             "box2box_transform": cls.build_transform(cfg, shapes),
-            "num_classes": keys.NUM_CLASSES,
+            "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
             "assignment_topk": cfg.MODEL.ATSS.TOPK,
             "detection": DetectionSettings.of_retinanet(cfg),
             "loss_settings": cls.build_loss_settings(cfg),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """What must hold between the keys of a MimicDet; each line names the key."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -117,109 +117,94 @@ def check_mimicdet(cfg) -> list[str]:
     return [problem for check in checks for problem in check(cfg)]
 
 
-def _check_values(cfg) -> list[str]:
+def _check_values(cfg) -> Iterator[str]:
     values = {key: reduce(getattr, key.split("."), cfg) for key in (*FIXED, *RULES)}
-    problems = [
-        f"{key} must be {value!r}, got {values[key]!r}: {reason}"
-        for key, (value, reason) in FIXED.items()
-        if values[key] != value
-    ]
-    problems += [
-        f"{key} must {rule}, got {values[key]!r}"
-        for key, (rule, holds) in RULES.items()
-        if not holds(values[key])
-    ]
+    for key, (value, reason) in FIXED.items():
+        if values[key] != value:
+            yield f"{key} must be {value!r}, got {values[key]!r}: {reason}"
+    for key, (rule, holds) in RULES.items():
+        if not holds(values[key]):
+            yield f"{key} must {rule}, got {values[key]!r}"
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
-        problems.append(
+        yield (
             f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: 0 takes the number "
             "from the data, which mimicdet.data.register_datasets(cfg) does before building"
         )
     rpn = cfg.MODEL.RPN
     if rpn.PRE_NMS_TOPK_TEST < rpn.POST_NMS_TOPK_TEST:
-        problems.append(
+        yield (
             f"MODEL.RPN.PRE_NMS_TOPK_TEST {rpn.PRE_NMS_TOPK_TEST} must not be below "
             f"POST_NMS_TOPK_TEST {rpn.POST_NMS_TOPK_TEST}: inference has no NMS between the two "
             "(4.2)"
         )
-    return problems
 
 
-def _check_switches(cfg) -> list[str]:
+def _check_switches(cfg) -> Iterator[str]:
     keys = cfg.MODEL.MIMICDET
     student, teacher, mimic = keys.STUDENT.ENABLED, keys.TEACHER.ENABLED, keys.MIMIC.ENABLED
     separate = keys.SEPARATE_TEACHER.CONFIG_FILE
-    problems = []
     if not (student or teacher):
-        problems.append("MODEL.MIMICDET.STUDENT.ENABLED and TEACHER.ENABLED are both False")
+        yield "MODEL.MIMICDET.STUDENT.ENABLED and TEACHER.ENABLED are both False"
     if mimic and not student:
-        problems.append("MODEL.MIMICDET.MIMIC.ENABLED needs STUDENT.ENABLED")
+        yield "MODEL.MIMICDET.MIMIC.ENABLED needs STUDENT.ENABLED"
     if mimic and not (teacher or separate):
-        problems.append(
-            "MODEL.MIMICDET.MIMIC.ENABLED needs TEACHER.ENABLED or SEPARATE_TEACHER.CONFIG_FILE"
-        )
+        yield ("MODEL.MIMICDET.MIMIC.ENABLED needs TEACHER.ENABLED or SEPARATE_TEACHER.CONFIG_FILE")
     if separate and teacher:
-        problems.append(
+        yield (
             "MODEL.MIMICDET.SEPARATE_TEACHER.CONFIG_FILE is set and TEACHER.ENABLED is True: "
             "there can be one teacher"
         )
     if separate and not mimic:
-        problems.append("MODEL.MIMICDET.SEPARATE_TEACHER.CONFIG_FILE is set, MIMIC.ENABLED False")
+        yield "MODEL.MIMICDET.SEPARATE_TEACHER.CONFIG_FILE is set, MIMIC.ENABLED False"
     if bool(separate) != bool(keys.SEPARATE_TEACHER.WEIGHTS):
-        problems.append("MODEL.MIMICDET.SEPARATE_TEACHER needs both CONFIG_FILE and WEIGHTS")
+        yield "MODEL.MIMICDET.SEPARATE_TEACHER needs both CONFIG_FILE and WEIGHTS"
     if keys.EVAL_HEAD not in ("student", "teacher"):
-        problems.append(f"MODEL.MIMICDET.EVAL_HEAD is {keys.EVAL_HEAD!r}: student or teacher")
+        yield f"MODEL.MIMICDET.EVAL_HEAD is {keys.EVAL_HEAD!r}: student or teacher"
     elif not (student if keys.EVAL_HEAD == "student" else teacher):
-        problems.append(
-            f"MODEL.MIMICDET.EVAL_HEAD is {keys.EVAL_HEAD!r}, whose ENABLED key is False"
-        )
-    return problems
+        yield (f"MODEL.MIMICDET.EVAL_HEAD is {keys.EVAL_HEAD!r}, whose ENABLED key is False")
 
 
-def _check_levels(cfg) -> list[str]:
+def _check_levels(cfg) -> Iterator[str]:
     low, high = cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES
-    problems = []
     if cfg.MODEL.MIMICDET.TEACHER.ENABLED and len(low) != len(high):
-        problems.append(
+        yield (
             f"MODEL.ROI_HEADS.IN_FEATURES {list(high)} must pair one to one with "
             f"MODEL.RPN.IN_FEATURES {list(low)}"
         )
     sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
     if len(sizes) not in (1, len(low)) or any(len(s) != 1 for s in sizes):
-        problems.append(
+        yield (
             f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} must give one size for each level of "
             f"MODEL.RPN.IN_FEATURES {list(low)}"
         )
     elif any(b < a for a, b in zip(sizes, sizes[1:])):
-        problems.append(
+        yield (
             f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} must ascend, as the levels of "
             f"MODEL.RPN.IN_FEATURES {list(low)} do"
         )
     if len(cfg.MODEL.MIMICDET.STUDENT.KERNEL_SIZES) != len(low):
-        problems.append(
+        yield (
             f"MODEL.MIMICDET.STUDENT.KERNEL_SIZES {cfg.MODEL.MIMICDET.STUDENT.KERNEL_SIZES} must "
             f"have one kernel for each level of MODEL.RPN.IN_FEATURES {list(low)}"
         )
-    return problems
 
 
-def _check_heads(cfg) -> list[str]:
+def _check_heads(cfg) -> Iterator[str]:
     keys = cfg.MODEL.MIMICDET
-    problems = []
     for key, name, known in (
         ("TEACHER.HEAD", keys.TEACHER.HEAD, HEADS),
         ("STUDENT.ALIGNMENT", keys.STUDENT.ALIGNMENT, ALIGNMENTS),
     ):
         if name not in known:
-            problems.append(f"MODEL.MIMICDET.{key} is {name!r}, not one of {', '.join(known)}")
+            yield f"MODEL.MIMICDET.{key} is {name!r}, not one of {', '.join(known)}"
     if keys.MIMIC.ENABLED and keys.TEACHER.ENABLED:
         if keys.STUDENT.DUAL_PATH != (keys.TEACHER.HEAD == "dual_path"):
-            problems.append(
+            yield (
                 f"MODEL.MIMICDET.STUDENT.DUAL_PATH {keys.STUDENT.DUAL_PATH} does not mimic "
                 f"MODEL.MIMICDET.TEACHER.HEAD {keys.TEACHER.HEAD!r}"
             )
         if keys.STUDENT.FEATURE_DIM != cfg.MODEL.ROI_BOX_HEAD.FC_DIM:
-            problems.append(
+            yield (
                 f"MODEL.MIMICDET.STUDENT.FEATURE_DIM {keys.STUDENT.FEATURE_DIM} must equal "
                 f"MODEL.ROI_BOX_HEAD.FC_DIM {cfg.MODEL.ROI_BOX_HEAD.FC_DIM} to be mimicked"
             )
-    return problems

@@ -2,15 +2,14 @@
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.fcos import FCOS as Detectron2FCOS
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..backbone.pyramid import level_shapes
 from ..layers.precision import at_least_float32
-from .adaptive import DetectionSettings
+from .adaptive import DetectionSettings, detector_parts
 
 
 @META_ARCH_REGISTRY.register()
@@ -29,11 +28,8 @@ class FCOS(Detectron2FCOS):
 
     @classmethod
     def from_config(cls, cfg):
-        backbone = build_backbone(cfg)
+        shapes, parts = detector_parts(cfg, "RETINANET")
         keys = cfg.MODEL.RETINANET
-        shapes = level_shapes(
-            "MODEL.RETINANET.IN_FEATURES", keys.IN_FEATURES, backbone.output_shape()
-        )
         head = FCOSHead(
             input_shape=shapes,
             num_classes=keys.NUM_CLASSES,
@@ -42,16 +38,13 @@ class FCOS(Detectron2FCOS):
             prior_prob=keys.PRIOR_PROB,
         )
         return {
-            "backbone": backbone,
+            **parts,
             "head": head,
-            "head_in_features": keys.IN_FEATURES,
             "num_classes": keys.NUM_CLASSES,
             "center_sampling_radius": cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS,
             "focal_loss_alpha": keys.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": keys.FOCAL_LOSS_GAMMA,
             **vars(DetectionSettings.of_retinanet(cfg)),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     def losses(

@@ -3,16 +3,15 @@
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
-from ..backbone.pyramid import level_shapes
 from ..heads.labels import BoxSampling
 from ..layers.precision import at_least_float32
-from .adaptive import AnchorDetector, DetectionSettings, process_mean
+from .adaptive import AnchorDetector, DetectionSettings, detector_parts, process_mean
 
 
 class MultiClassRPNHead(nn.Module):
@@ -59,17 +58,15 @@ class MultiClassRPN(AnchorDetector):
 
     @classmethod
     def from_config(cls, cfg):
-        backbone = build_backbone(cfg)
+        shapes, parts = detector_parts(cfg, "RPN")
         rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
-        shapes = level_shapes("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone.output_shape())
         anchor_generator = build_anchor_generator(cfg, shapes)
         head = MultiClassRPNHead(
             shapes[0].channels, anchor_generator.num_anchors[0], heads.NUM_CLASSES
         )
         return {
-            "backbone": backbone,
+            **parts,
             "head": head,
-            "head_in_features": rpn.IN_FEATURES,
             "anchor_generator": anchor_generator,
             "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
             "sampling": BoxSampling(
@@ -86,8 +83,6 @@ class MultiClassRPN(AnchorDetector):
                 heads.NMS_THRESH_TEST,
                 cfg.TEST.DETECTIONS_PER_IMAGE,
             ),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @property

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
@@ -11,57 +10,32 @@ from torch import Tensor, nn
 class TowerHead(nn.Module):
     """Tower to class logits; tower to box values and, if requested, a centre-ness logit."""
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_levels: int,
-        num_classes: int,
-        num_convs: int,
-        norm: str,
-        box_dim: int,
-        has_centerness: bool,
-        prior_prob: float,
-    ):
+    def __init__(self, cfg, input_shape: list[ShapeSpec], box_dim: int, has_centerness: bool):
         """
         Args:
-            in_channels: of every level, and of the towers.
-            num_levels: each has a scale of its own for its box values.
-            num_convs, norm: 3x3 convs of each tower and the norm behind each.
+            cfg: the keys of MODEL.RETINANET.
+            input_shape: of the levels; each has a scale of its own for its box values.
             box_dim: values that describe a box.
             has_centerness: one more output on the box tower.
-            prior_prob: probability that the classes start with.
         """
         super().__init__()
-        self.class_tower = _tower(in_channels, num_convs, norm)
-        self.box_tower = _tower(in_channels, num_convs, norm)
-        self.class_logits = nn.Conv2d(in_channels, num_classes, kernel_size=3, padding=1)
+        keys, in_channels = cfg.MODEL.RETINANET, input_shape[0].channels
+        self.class_tower = _tower(in_channels, keys.NUM_CONVS, keys.NORM)
+        self.box_tower = _tower(in_channels, keys.NUM_CONVS, keys.NORM)
+        self.class_logits = nn.Conv2d(in_channels, keys.NUM_CLASSES, kernel_size=3, padding=1)
         self.box_values = nn.Conv2d(in_channels, box_dim, kernel_size=3, padding=1)
         self.centerness = (
             nn.Conv2d(in_channels, 1, kernel_size=3, padding=1) if has_centerness else None
         )
-        self.box_scales = nn.Parameter(torch.ones(num_levels))
+        self.box_scales = nn.Parameter(torch.ones(len(input_shape)))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior_prob) / prior_prob))
-
-    @classmethod
-    def from_config(cls, cfg, input_shape: list[ShapeSpec], box_dim: int, has_centerness: bool):
-        keys = cfg.MODEL.RETINANET
-        return {
-            "in_channels": input_shape[0].channels,
-            "num_levels": len(input_shape),
-            "num_classes": keys.NUM_CLASSES,
-            "num_convs": keys.NUM_CONVS,
-            "norm": keys.NORM,
-            "box_dim": box_dim,
-            "has_centerness": has_centerness,
-            "prior_prob": keys.PRIOR_PROB,
-        }
+        nn.init.constant_(
+            self.class_logits.bias, -math.log((1 - keys.PRIOR_PROB) / keys.PRIOR_PROB)
+        )
 
     def forward(self, features: list[Tensor]) -> list[list[Tensor]]:
         """
