@@ -26,7 +26,8 @@ def _probability(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Type of an argument: a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     detect.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, or one video")
     detect.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for all results")
     detect.add_argument("--score", type=_probability, default=0.5, help="lowest score (0.5)")
-    detect.add_argument("--batch", type=_positive, default=1, help="images a run (1)")
+    detect.add_argument("--batch", type=positive, default=1, help="images a run (1)")
     detect.add_argument("--no-draw", action="store_true", help="write JSON only")
     detect.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     detect.set_defaults(run=_detect)
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     for parts in (detect, serve):
         parts.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-        parts.add_argument("--threads", type=_positive, default=None, help="threads on the CPU")
+        parts.add_argument("--threads", type=positive, default=None, help="threads on the CPU")
     return parser
 
 

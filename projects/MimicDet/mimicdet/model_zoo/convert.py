@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from ..checkpoint.registry import read_state_dict
+from ..modeling.backbone.staged import STRIDES
 from ..utils.errors import UserError, file_errors, make_folder
 
 # Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and the
@@ -32,28 +33,24 @@ _RENAMES = (
     (r"(^|\.)bn(\d)\.", r"\1conv\2.norm."),
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
+    # VGG's fully connected layers, which Faster R-CNN takes over as its second stage.
+    (r"^classifier\.0\.", "box_head.fc1."),
+    (r"^classifier\.3\.", "box_head.fc2."),
 )
 # The classifier, and the batch norms' step counters that Detectron2's FrozenBN has not.
-_DROPPED = re.compile(r"^fc\.|\.num_batches_tracked$")
-_CONVERTED = re.compile(
+_DROPPED = re.compile(r"^(fc|classifier)\.|\.num_batches_tracked$")
+_RESNET = re.compile(
     r"^(stem\.conv1|res[2-5]\.\d+\.(conv[1-3]|shortcut))"
     r"(\.weight|\.norm\.(weight|bias|running_mean|running_var))$"
 )
-
-# VGG's fully connected layers, which Faster R-CNN takes over as its second stage.
-_VGG_HEAD = {"classifier.0.": "box_head.fc1.", "classifier.3.": "box_head.fc2."}
 _STAGED = re.compile(r"^features\.\d+\.|^box_head\.fc[12]\.(weight|bias)$")
-_STAGED_DROPPED = re.compile(r"^classifier\.|\.num_batches_tracked$")
 
 
 def detectron2_key(key: str) -> str:
-    """Detectron2's name of a torchvision ResNet's parameter. Raises UserError: it has none."""
-    converted = key
+    """Detectron2's name of a parameter of a torchvision network."""
     for pattern, replacement in _RENAMES:
-        converted = re.sub(pattern, replacement, converted)
-    if not _CONVERTED.match(converted):
-        raise UserError(f"{key!r} is no parameter of a torchvision ResNet or ResNeXt")
-    return converted
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -67,29 +64,22 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.n
     Raises:
         UserError: a key is none of such a network's, or a stage is missing.
     """
-    if "conv1.weight" not in state_dict and any(k.startswith("features.") for k in state_dict):
-        return _convert_staged(state_dict)
-    converted = {
-        detectron2_key(key): value.detach().cpu().numpy()
-        for key, value in state_dict.items()
-        if not _DROPPED.search(key)
-    }
-    for part in ("stem", "res2", "res3", "res4", "res5"):
-        if not any(key.startswith(part + ".") for key in converted):
-            raise UserError(f"The weights have no {part}: not a whole ResNet")
-    return converted
-
-
-def _convert_staged(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    is_staged = any(key.startswith("features.") for key in state_dict)
+    if is_staged and "conv1.weight" not in state_dict:
+        known, networks, parts = _STAGED, "MobileNetV2 or VGG", ()
+    else:
+        known, networks, parts = _RESNET, "ResNet or ResNeXt", ("stem", *STRIDES)
     converted = {}
     for key, value in state_dict.items():
-        for old, new in _VGG_HEAD.items():
-            key = new + key.removeprefix(old) if key.startswith(old) else key
-        if _STAGED_DROPPED.search(key):
+        name = detectron2_key(key)
+        if _DROPPED.search(name):
             continue
-        if not _STAGED.match(key):
-            raise UserError(f"{key!r} is no parameter of a torchvision MobileNetV2 or VGG")
-        converted[key] = value.detach().cpu().numpy()
+        if not known.match(name):
+            raise UserError(f"{key!r} is no parameter of a torchvision {networks}")
+        converted[name] = value.detach().cpu().numpy()
+    for part in parts:
+        if not any(key.startswith(part + ".") for key in converted):
+            raise UserError(f"The weights have no {part}: not a whole ResNet")
     return converted
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from mimicdet_runtime.cli import positive
+
 from ...utils.errors import UserError, check_choice, check_choices, check_installed, command
 from .detectors import BACKBONES, CASES, DEFAULT_CASES
 from .report import format_report, plot_latency
@@ -48,13 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on with an --output that exists")
     add("--quick", action="store_true", help="a small comparison, about a minute")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--threads", type=_positive, default=torch.get_num_threads(), help="of the CPU")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="of the CPU")
     add(
         "--disable-glibc-trimming",
         action="store_true",
         help="glibc reuses the memory of freed tensors, as in train_net.py on a CPU",
     )
-    several: dict[str, Any] = {"nargs": "+", "metavar": "N", "type": _positive}
+    several: dict[str, Any] = {"nargs": "+", "metavar": "N", "type": positive}
     add(
         "--sizes",
         **several,
@@ -68,11 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--backbones", **names, default=["R-50", "R-101"], help=", ".join(BACKBONES))
     add("--mode", **names, default=["eval"], help=" and ".join(MODES))
     add("--detectors", **names, default=DEFAULT_CASES, help=", ".join(CASES))
-    add("--repeats", type=_positive, default=15, help="rounds that count")
-    add("--warmup", type=_positive, default=2, help="rounds before them")
+    add("--repeats", type=positive, default=15, help="rounds that count")
+    add("--warmup", type=positive, default=2, help="rounds before them")
     add(
         "--nms-boxes",
-        type=_positive,
+        type=positive,
         default=1000,
         help="boxes an image left to each detector's NMS",
     )
@@ -81,13 +83,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--report", metavar="JSON", help="write the tables of these results, measure nothing")
     add("--plot", metavar="JSON", help="draw these results as a .png beside, measure nothing")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
