@@ -1,6 +1,7 @@
 """Labels, samples and detection losses of the heads against plain Python."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 
 from mimicdet.modeling.heads.labels import BoxSampling
-from mimicdet.modeling.heads.teacher_head import fast_rcnn_losses
+from mimicdet.modeling.heads.teacher_head import MimicTeacherHeads
 from mimicdet.modeling.losses import regression_loss
 from mimicdet.modeling.structures import HeadPredictions, LabelledBoxes
 from tests.helpers import instances
@@ -109,13 +110,19 @@ def test_regression_loss_is_l1_to_the_objects():
     assert loss.item() == pytest.approx(total / 7, rel=1e-5)
 
 
-def test_fast_rcnn_losses_divide_by_all_sampled_boxes():
+def teacher_losses(predictions, proposals):
+    settings = SimpleNamespace(box2box_transform=TRANSFORM, loss_weights=(1.0, 1.0))
+    heads = SimpleNamespace(settings=settings, num_classes=5)
+    return MimicTeacherHeads.losses(heads, predictions, [proposals]).values()
+
+
+def test_teacher_losses_divide_by_all_sampled_boxes():
     boxes = label([[0.0, 0.0, 10.0, 8.0], [80.0, 0.0, 90.0, 9.0], [50.0, 50.0, 70.0, 69.0]], GT)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 6, generator=generator)
     deltas = torch.randn(3, 4, generator=generator).requires_grad_()
     predictions = HeadPredictions(logits, deltas, logits, logits)
-    cls_loss, loc_loss = fast_rcnn_losses(predictions, LabelledBoxes.of([boxes]), TRANSFORM, 5)
+    cls_loss, loc_loss = teacher_losses(predictions, boxes)
     expected = -sum(
         row[c] - math.log(sum(math.exp(v) for v in row))
         for row, c in zip(logits.tolist(), [3, 5, 1])
@@ -136,8 +143,7 @@ def test_losses_of_no_boxes_are_zeros_in_the_graph():
     logits = torch.ones(3, 6, requires_grad=True)
     deltas = torch.ones(3, 4, requires_grad=True)
     predictions = HeadPredictions(logits[:0], deltas[:0], logits[:0], logits[:0])
-    none = LabelledBoxes(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    cls_loss, loc_loss = fast_rcnn_losses(predictions, none, TRANSFORM, 5)
+    cls_loss, loc_loss = teacher_losses(predictions, label([[0.0, 0.0, 9.0, 9.0]], GT)[:0])
     (cls_loss + loc_loss).backward()
     assert cls_loss.item() == loc_loss.item() == 0
     assert logits.grad.abs().sum() == 0 and deltas.grad.abs().sum() == 0

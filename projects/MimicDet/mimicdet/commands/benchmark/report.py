@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,7 +87,7 @@ def _group_table(group: dict[str, Any]) -> str:
     rows = []
     for name, facts in cases.items():
         spread = summarize(facts["seconds"])
-        row = [name, _milliseconds(facts["seconds"])]
+        row = [name, "{:.1f} ({:.1f} to {:.1f})".format(*(1e3 * x for x in astuple(spread)))]
         row.append(f"{group['settings']['batch'] / spread.median:.2f}")
         for other in references:
             row.append(f"{median_ratio(facts['seconds'], cases[other]['seconds']):.2f}")
@@ -118,11 +119,6 @@ def _stage_table(group: dict[str, Any]) -> str:
         row += [f"{1e3 * median(totals):.1f}", f"{1e3 * median(facts['seconds']):.1f}"]
         rows.append(row)
     return format_table(head, rows)
-
-
-def _milliseconds(seconds: Sequence[float]) -> str:
-    spread = summarize(seconds)
-    return f"{1e3 * spread.median:.1f} ({1e3 * spread.low:.1f} to {1e3 * spread.high:.1f})"
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -31,6 +31,13 @@ def level_shapes(
     return levels
 
 
+def anchor_scales(cfg, levels: Sequence[ShapeSpec]) -> list[float]:
+    """Side of each level's anchors in its strides, by MODEL.ANCHOR_GENERATOR.SIZES."""
+    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    sizes = list(sizes) * len(levels) if len(sizes) == 1 else sizes
+    return [size[0] / level.stride for size, level in zip(sizes, levels)]
+
+
 @BACKBONE_REGISTRY.register()
 def build_pyramid_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """

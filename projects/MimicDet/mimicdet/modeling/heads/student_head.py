@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...utils.errors import check_choice
+from ..backbone.pyramid import anchor_scales
 from ..layers import (
     AlignmentLayer,
     AlignmentSettings,
@@ -99,9 +100,10 @@ class StudentHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         keys = cfg.MODEL.MIMICDET.STUDENT
+        levels = [input_shape[name] for name in cfg.MODEL.RPN.IN_FEATURES]
         check_choice("MODEL.MIMICDET.STUDENT.OFFSET_INIT", keys.OFFSET_INIT, OFFSET_INITS)
         return {
-            "in_channels": input_shape[cfg.MODEL.RPN.IN_FEATURES[0]].channels,
+            "in_channels": levels[0].channels,
             "settings": HeadSettings.from_config(cfg, keys),
             "alignment": AlignmentSettings(
                 name=keys.ALIGNMENT,
@@ -109,7 +111,7 @@ class StudentHead(nn.Module):
                 dim=keys.ALIGNMENT_DIM,
                 offset_dims=tuple(keys.OFFSET_DIMS),
                 start_at_box=keys.OFFSET_INIT == "box",
-                anchor_sizes=tuple(_anchor_sizes(cfg, input_shape)),
+                anchor_sizes=tuple(anchor_scales(cfg, levels)),
                 delta_weights=tuple(cfg.MODEL.RPN.BBOX_REG_WEIGHTS),
             ),
             "training": StudentTraining(
@@ -276,11 +278,3 @@ class StudentHead(nn.Module):
             start += count
         mined = torch.cat(mined)
         return mined[boxes.gt_classes[mined] >= 0], torch.cat(positive)
-
-
-def _anchor_sizes(cfg, input_shape: dict[str, ShapeSpec]) -> list[float]:
-    """Side of the anchors of each level of MODEL.RPN.IN_FEATURES in units of its stride."""
-    names = cfg.MODEL.RPN.IN_FEATURES
-    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
-    sizes = sizes if len(sizes) == len(names) else list(sizes) * len(names)
-    return [size[0] / input_shape[name].stride for size, name in zip(sizes, names)]

@@ -6,7 +6,6 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ROIAlign, ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
@@ -205,39 +204,24 @@ class MimicTeacherHeads(ROIHeads):
         )
 
     def losses(self, predictions: HeadPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
-        """loss_teacher_cls and loss_teacher_loc over the sampled boxes; proposals labelled."""
-        cls_loss, loc_loss = fast_rcnn_losses(
-            predictions,
-            LabelledBoxes.of(proposals),
+        """
+        loss_teacher_cls and loss_teacher_loc over labelled, sampled proposals: cross-entropy over
+        all, L1 over the positives, both divided by the number of all (Fast R-CNN's way; the paper
+        leaves the divisor open).
+        """
+        boxes = LabelledBoxes.of(proposals)
+        positive = boxes.foreground(self.num_classes)
+        cls_loss = classification_loss(predictions.pred_class_logits, boxes.gt_classes)
+        loc_loss = regression_loss(
+            predictions.pred_box_deltas[positive],
+            boxes.select(positive),
             self.settings.box2box_transform,
-            self.num_classes,
+            max(len(boxes.gt_classes), 1),
         )
         return {
             "loss_teacher_cls": self.settings.loss_weights[0] * cls_loss,
             "loss_teacher_loc": self.settings.loss_weights[1] * loc_loss,
         }
-
-
-def fast_rcnn_losses(
-    predictions: HeadPredictions,
-    boxes: LabelledBoxes,
-    box2box_transform: Box2BoxTransform,
-    num_classes: int,
-) -> tuple[Tensor, Tensor]:
-    """
-    The T-head's (classification, regression) losses: cross-entropy over all sampled boxes, L1 over
-    the positives, both divided by the number of sampled boxes (Fast R-CNN's way; the paper leaves
-    the divisor open).
-    """
-    positive = boxes.foreground(num_classes)
-    cls_loss = classification_loss(predictions.pred_class_logits, boxes.gt_classes)
-    loc_loss = regression_loss(
-        predictions.pred_box_deltas[positive],
-        boxes.select(positive),
-        box2box_transform,
-        max(len(boxes.gt_classes), 1),
-    )
-    return cls_loss, loc_loss
 
 
 def _branch(

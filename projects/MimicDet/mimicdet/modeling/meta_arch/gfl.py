@@ -8,6 +8,7 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from ...utils.errors import UserError
+from ..backbone.pyramid import anchor_scales
 from ..boxes import aligned_iou, box_distances, distance_boxes, expected_distances
 from ..losses import distribution_focal_loss, quality_focal_loss, weighted_giou_loss
 from .adaptive import AdaptiveDetector, process_mean
@@ -74,9 +75,7 @@ class GFL(AdaptiveDetector):
 
     @classmethod
     def build_transform(cls, cfg, input_shape):
-        sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
-        sizes = list(sizes) * len(input_shape) if len(sizes) == 1 else sizes
-        scales = {size[0] / shape.stride for size, shape in zip(sizes, input_shape)}
+        scales = set(anchor_scales(cfg, input_shape))
         if len(scales) != 1:
             raise UserError(
                 "MODEL.ANCHOR_GENERATOR.SIZES must be the same multiple of the stride on every "

@@ -208,7 +208,13 @@ class MimicDet(nn.Module):
         results = self.eval_settings.detect(
             proposals.boxes, outputs.predictions, images.image_sizes, proposals.valid
         )
-        return _rescale(results, batched_inputs, images) if do_postprocess else results
+        if not do_postprocess:
+            return results
+        rescaled = []
+        for result, inputs, size in zip(results, batched_inputs, images.image_sizes):
+            height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
+            rescaled.append({"instances": rescale_detections(result, (height, width))})
+        return rescaled
 
     @torch.no_grad()
     def predict(
@@ -296,13 +302,3 @@ class MimicDet(nn.Module):
                 input_format=self.input_format,
             )
             storage.put_image("ground truth left, proposals right", picture.transpose(2, 0, 1))
-
-
-def _rescale(
-    results: list[Instances], batched_inputs: list[dict[str, Any]], images: ImageList
-) -> list[dict[str, Instances]]:
-    rescaled = []
-    for result, inputs, size in zip(results, batched_inputs, images.image_sizes):
-        height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
-        rescaled.append({"instances": rescale_detections(result, (height, width))})
-    return rescaled
