@@ -21,7 +21,7 @@ from ...utils.errors import UserError
 from .calibration import calibrate, count_flops, observe
 from .detectors import CASES, DETECTORS, FORMS, Case, ModelSettings, build_detector
 from .results import Conditions
-from .timing import StageClock, interleave, synchronizer
+from .timing import StageClock, interleave
 from .workloads import image_size, make_inputs, make_workload
 
 _MEMORY_RUNS = 2  # the second one finds the optimizer's momentum, or a warm allocator
@@ -127,7 +127,8 @@ def run_group(group: Group, conditions: Conditions) -> dict[str, Any]:
         if CASES[name].form != "onnx":  # its process would show what the export needed
             weights = detectors[name].state_dict()
             facts[name]["memory_mib"] = measure_memory(group, name, conditions, weights)
-    synchronize = synchronizer(conditions.device)
+    on_cuda = conditions.device.startswith("cuda")
+    synchronize = torch.cuda.synchronize if on_cuda else lambda: None
     work = {name: make_workload(group.mode, model, inputs) for name, model in models.items()}
     clocks = {}
     if group.stages and group.mode == "eval":

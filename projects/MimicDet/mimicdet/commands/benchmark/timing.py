@@ -74,11 +74,6 @@ def interleave(
     return seconds
 
 
-def synchronizer(device: str) -> Callable[[], None]:
-    """What to call before reading the clock on "cpu" or "cuda"."""
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-
-
 class StageClock:
     """
     Reads the clock where one stage of MimicDet.inference ends and the next begins, while the model
