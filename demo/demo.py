@@ -11,8 +11,9 @@ Detect with a checkpoint, as Detectron2's demo does.
 
 from mimicdet_runtime.images import import_cv2
 
-if __name__ == "__main__":
-    import_cv2()  # first: OpenCV reads the limit on the size of images when it is loaded
-    from mimicdet.commands.demo import main
+import_cv2()  # first: OpenCV reads the limit on the size of images when it is loaded
 
+from mimicdet.commands.demo import main  # noqa: E402
+
+if __name__ == "__main__":
     raise SystemExit(main())

@@ -9,8 +9,9 @@ For an exported model, without PyTorch: mimicdet serve model.onnx
 
 from mimicdet_runtime.images import import_cv2
 
-if __name__ == "__main__":
-    import_cv2()  # first: OpenCV reads the limit on the size of images when it is loaded
-    from mimicdet.commands.web import main
+import_cv2()  # first: OpenCV reads the limit on the size of images when it is loaded
 
+from mimicdet.commands.web import main  # noqa: E402
+
+if __name__ == "__main__":
     raise SystemExit(main())
