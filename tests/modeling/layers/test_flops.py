@@ -29,3 +29,4 @@ def test_what_fvcore_counts_itself_stays(table):
 def test_a_version_without_the_table(table, monkeypatch):
     monkeypatch.delattr(table, "_DEFAULT_SUPPORTED_OPS")
     register_flops("aten::cos", lambda inputs, outputs: 7)
+    assert not hasattr(table, "_DEFAULT_SUPPORTED_OPS")  # nothing is made in its place
