@@ -7,11 +7,12 @@ DEMO_ARGS ?=
 SETUP = $(PYTHON) requirements/setup_env.py
 
 .NOTPARALLEL:
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test stress lint clean
 
 help:
 	@echo "make demo    train on embedded data, evaluate, draw pictures (DEMO_ARGS=... for more)"
 	@echo "make test    run the tests (PYTEST_ARGS='-k name' for some of them)"
+	@echo "make stress  long tests of faults, kills and leaks, tens of minutes (PYTEST_ARGS as above)"
 	@echo "make lint    check format, lint and types"
 	@echo "make setup   only install what is missing"
 	@echo "make clean   remove caches and build products; .venv and output/ stay"
@@ -25,6 +26,9 @@ demo:
 
 test:
 	@python="$$($(SETUP))" && "$$python" -m pytest tests $(PYTEST_ARGS)
+
+stress:
+	@python="$$($(SETUP))" && "$$python" -m pytest tests/stress -rP $(PYTEST_ARGS)
 
 lint:
 	@python="$$($(SETUP) --extra dev)" && set -x && \

@@ -35,7 +35,7 @@ REQUIRED = [
 ]
 # onnx and onnxscript write the files that ONNX Runtime reads.
 EXPORT = ["onnx>=1.16", "onnxscript>=0.7.1", "onnxruntime>=1.18", "safetensors"]
-TEST = ["pytest>=7", *EXPORT]
+TEST = ["pytest>=7", "hypothesis>=6.100", *EXPORT]
 # The formatter's output changes between its releases, hence the narrow range.
 # psutil: Detectron2's tools/benchmark.py.
 DEV = [*TEST, "psutil", "ruff>=0.17,<0.18", "mypy>=1.11"]
