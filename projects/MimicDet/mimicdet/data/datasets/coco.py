@@ -45,12 +45,15 @@ def parse_coco_address(address: str) -> tuple[str, str | None]:
 
 
 @address_kind(USAGE, parse_coco_address, lambda file, folder: Path(file).stem)
-def register_coco(name: str, json_file: str, image_root: str | None = None) -> None:
+def register_coco(
+    name: str, json_file: str, image_root: str | None = None, source: Path | None = None
+) -> None:
     """
     Check a COCO detection file and register it in Detectron2's catalogs as `name`.
 
     Args:
         image_root: folder that the "file_name" entries start from; None: searched for.
+        source: the file that errors name; None: json_file.
 
     Raises:
         UserError: no annotation file, image folder or images; not a COCO detection file, or records
@@ -76,7 +79,7 @@ def register_coco(name: str, json_file: str, image_root: str | None = None) -> N
         thing_dataset_id_to_contiguous_id={x["id"]: i for i, x in enumerate(categories)},
         json_file=str(usable),
         image_root=str(root),
-        source_file=str(path),
+        source_file=str(source or path),
         evaluator_type="coco",
     )
 
