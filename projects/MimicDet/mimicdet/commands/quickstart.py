@@ -190,7 +190,9 @@ def train(
         raise UserError(f"training diverged, try a smaller SOLVER.BASE_LR: {error}") from error
     seconds["training"] = end_of_steps - start
     # DefaultTrainer evaluates once at the end of training, whatever TEST.EVAL_PERIOD is.
-    results = getattr(trainer, "_last_eval_results", None) or trainer.test(cfg, trainer.model)
+    results = getattr(trainer, "_last_eval_results", None) or trainer.test(
+        cfg, trainer.evaluated_model
+    )
     seconds["evaluation"] = time.perf_counter() - end_of_steps
     return results
 

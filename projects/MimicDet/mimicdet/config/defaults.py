@@ -4,12 +4,14 @@ from detectron2.config import CfgNode as CN
 
 from .detectors import add_detector_config
 from .extensions import add_extensions
+from .training import add_training_config
 
 
 def add_mimicdet_config(cfg: CN) -> None:
     """
-    Add MODEL.MIMICDET, DISTILLATION and the keys of `add_detector_config` to a Detectron2 config,
-    in place. DISTILLATION is described in distillation/config.py and with its methods.
+    Add MODEL.MIMICDET, DISTILLATION and the keys of `add_detector_config` and
+    `add_training_config` to a Detectron2 config, in place. DISTILLATION is described in
+    distillation/config.py and with its methods.
 
     Where Detectron2 has a key for something, that key is used and none is added here:
 
@@ -133,5 +135,6 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.SEPARATE_TEACHER.WEIGHTS = ""
 
     add_detector_config(cfg)
+    add_training_config(cfg)
 
     add_extensions(cfg)

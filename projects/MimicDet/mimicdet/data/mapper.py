@@ -3,10 +3,13 @@
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import Boxes
+
+from .augmentation import add_jitter
 
 
 class MimicDatasetMapper(DatasetMapper):
@@ -16,6 +19,14 @@ class MimicDatasetMapper(DatasetMapper):
     "crowd_boxes" is a Boxes of (C, 4) float32, XYXY in pixels of the augmented image, clipped to
     it: the annotations with iscrowd=1, which Detectron2's own mapper drops. C may be 0.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """As Detectron2's, with the keys of `add_jitter` in training."""
+        arguments = super().from_config(cfg, is_train)
+        if is_train:
+            arguments["augmentations"] = add_jitter(cfg, arguments["augmentations"])
+        return arguments
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]

@@ -4,6 +4,7 @@ import json
 import os
 
 from detectron2.engine import hooks
+from detectron2.utils import comm
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -43,3 +44,34 @@ class BestCheckpointer(hooks.BestCheckpointer):
                 record = {"metric": self._val_metric, "value": val, "iteration": iteration}
                 json.dump(record, f)
         return updated
+
+
+class StopTraining(BaseException):
+    """
+    Ends the loop of training before SOLVER.MAX_ITER. No Exception, which the loop would log as a
+    failure.
+    """
+
+
+class EarlyStopping(hooks.HookBase):
+    """Ends training in all processes after `patience` evaluations without a better value."""
+
+    def __init__(self, eval_period: int, patience: int, best: BestCheckpointer | None):
+        """
+        Args:
+            eval_period: of iterations, as the evaluation's.
+            best: knows the best value; of the main process alone.
+        """
+        self._period, self._patience, self._best = eval_period, patience, best
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period <= 0 or done % self._period or done >= self.trainer.max_iter:
+            return
+        best_iter = self._best.best_iter if self._best else None
+        since = 0 if best_iter is None else (self.trainer.iter - best_iter) // self._period
+        if max(comm.all_gather(since)) >= self._patience:
+            raise StopTraining(
+                f"Training ends after {done} iterations: no better value in the last "
+                f"{self._patience} evaluations (TEST.PATIENCE)"
+            )

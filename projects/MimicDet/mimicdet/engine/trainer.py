@@ -17,6 +17,7 @@ from detectron2.engine import (
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
+    hooks,
 )
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -36,7 +37,8 @@ from ..distillation import DistillationState, build_distiller
 from ..evaluation.kitti import KittiEvaluator
 from ..modeling.layers import channels_last_pays
 from ..utils.errors import UserError, check_choice, file_errors
-from .hooks import BestCheckpointer
+from .averaging import ModelAverage
+from .hooks import BestCheckpointer, EarlyStopping, StopTraining
 from .tta import MimicDetWithTTA
 
 logger = logging.getLogger(__name__)
@@ -80,8 +82,14 @@ class MimicTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         has_state = distiller.teachers or list(distiller.methods.parameters())
         extra = {"distillation": DistillationState(distiller)} if has_state else {}
+        self.average = None
+        if cfg.SOLVER.EMA.ENABLED:
+            self.average = extra["average"] = ModelAverage(student, cfg.SOLVER.EMA.DECAY)
         self.checkpointer = MimicCheckpointer(
-            student, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **extra
+            self.average.average if self.average else student,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            **extra,
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -97,31 +105,69 @@ class MimicTrainer(DefaultTrainer):
         super().load_state_dict(state_dict)
 
     def build_hooks(self):
-        """Detectron2's hooks, and the best checkpoint behind the evaluation."""
-        hooks = super().build_hooks()
-        if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0 and self.cfg.DATASETS.TEST:
-            best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, _metric(self.cfg))
-            hooks.insert(-1, best)  # before the writers
-        return hooks
+        """
+        Detectron2's hooks with the evaluation of the average, the best checkpoint behind it and
+        the end of training behind that.
+        """
+        built = [hook for hook in super().build_hooks() if hook is not None]
+        period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PATIENCE
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built[place] = hooks.EvalHook(period, self._evaluate)
+        best = None
+        if comm.is_main_process() and period > 0 and self.cfg.DATASETS.TEST:
+            best = BestCheckpointer(period, self.checkpointer, _metric(self.cfg))
+            built.insert(-1, best)  # before the writers
+        if patience:
+            built.append(EarlyStopping(period, patience, best))
+        return [self.average, *built] if self.average else built
+
+    @property
+    def evaluated_model(self) -> torch.nn.Module:
+        """What is evaluated: the average of the weights where SOLVER.EMA is on."""
+        return self.average.average if self.average else self.model
+
+    def _evaluate(self) -> OrderedDict:
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        return self._last_eval_results
+
+    def train(self):
+        """As Detectron2's; TEST.PATIENCE may end it before SOLVER.MAX_ITER."""
+        try:
+            return super().train()
+        except StopTraining as reason:
+            logger.info(str(reason))
+            if comm.is_main_process():
+                self.checkpointer.save("model_final", iteration=self.iter)
+            return self._last_eval_results
 
     @classmethod
     def build_optimizer(cls, cfg, model):
-        """Detectron2's SGD, or AdamW on the same parameter groups (MODEL.MIMICDET.OPTIMIZER)."""
+        """
+        SGD or AdamW (MODEL.MIMICDET.OPTIMIZER) on Detectron2's parameter groups, the backbone's
+        rate times SOLVER.BACKBONE_LR_FACTOR.
+        """
         check_choice("MODEL.MIMICDET.OPTIMIZER", cfg.MODEL.MIMICDET.OPTIMIZER, ("sgd", "adamw"))
         clip_types = [x.value for x in GradientClipType]
         clip_type = cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE
         check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type, clip_types)
-        if cfg.MODEL.MIMICDET.OPTIMIZER == "sgd":
-            return super().build_optimizer(cfg, model)
+        names = [name for name, _ in model.named_parameters()]
+        bottom_up = "backbone.bottom_up."
+        if not any(bottom_up in name for name in names):  # no pyramid
+            bottom_up = "backbone."
         groups = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda x: cfg.SOLVER.BACKBONE_LR_FACTOR if bottom_up in x else 1.0,
         )
-        optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer_class(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        settings = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+        if cfg.MODEL.MIMICDET.OPTIMIZER == "adamw":
+            return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, **settings)
+        momentum = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
+        sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+        return sgd(groups, **settings, **momentum, foreach=True)
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):

@@ -1,0 +1,54 @@
+"""The exponential moving average of the weights: SOLVER.EMA."""
+
+import copy
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+
+
+class ModelAverage(HookBase):
+    """
+    Keeps an average of a model's weights and buffers, which the trainer evaluates and saves.
+
+    As an item of the checkpointer it keeps the weights that train, so that --resume goes on with
+    both. Every process computes the same average.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        """
+        Args:
+            model: what trains.
+            decay: see SOLVER.EMA.DECAY.
+        """
+        self.model = model
+        self.decay = decay
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self._resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"trained": self.model.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["trained"])
+        self._resumed = True
+
+    def before_train(self) -> None:
+        """Training begins with what the checkpointer loaded into the average."""
+        if not self._resumed:
+            self.model.load_state_dict(self.average.state_dict())
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        count = self.trainer.iter + 1
+        decay = min(self.decay, (1 + count) / (10 + count))
+        averages, values = [], []
+        trained = self.model.state_dict()
+        for name, average in self.average.state_dict().items():
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(trained[name])
+            else:  # a batch norm's counter
+                average.copy_(trained[name])
+        torch._foreach_lerp_(averages, values, 1 - decay)
