@@ -3,10 +3,13 @@
 from .cache import cache_root
 from .catalog import class_names, load_records, output_name, register_datasets, register_embedded
 from .datasets.shapes import write_shapes
+from .loader import TrainLoader, build_test_loader
 from .mapper import MimicDatasetMapper
 
 __all__ = [
     "MimicDatasetMapper",
+    "TrainLoader",
+    "build_test_loader",
     "cache_root",
     "class_names",
     "load_records",
