@@ -9,10 +9,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, build_detection_train_loader
 
+from mimicdet.commands.train import main
 from mimicdet.config import load_config
 from mimicdet.data import MimicDatasetMapper, TrainLoader, build_test_loader
 from mimicdet.data.loader import seed_generators, seeded
 from mimicdet.utils.errors import UserError
+from tests.engine import tiny_run
 
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
 
@@ -147,3 +149,17 @@ def test_an_error_leaves_evaluation_as_it_is(workers, clean_catalogs):
 def test_a_fault_in_a_worker_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError, match="in <lambda>"):
         next(iter(loader_of(2, mapper=lambda record: 1 // 0)))
+
+
+@WORKERS
+def test_the_command_prints_one_line(workers, clean_catalogs, tmp_path, capfd):
+    address = tiny_run.write_coco(tmp_path / "data")
+    config = tiny_run.write_config(tmp_path / "tiny.yaml", address)
+    opts = ["DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", tmp_path / "out", *tiny_run.SHORT]
+    with patch.object(MimicDatasetMapper, "__call__", broken):
+        assert main(list(map(str, ["--config-file", config, *opts]))) == 2
+    captured = capfd.readouterr()
+    lines = [line for line in captured.err.splitlines() if "no image" in line]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and ".jpg: no image" in lines[0]
+    text = captured.out + captured.err + (tmp_path / "out" / "log.txt").read_text()
+    assert "Traceback" not in text and "Exception during training" not in text

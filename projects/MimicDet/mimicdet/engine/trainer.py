@@ -6,11 +6,7 @@ import weakref
 from collections import OrderedDict
 
 import torch
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -32,13 +28,14 @@ from detectron2.solver.build import (
 from detectron2.utils import comm
 
 from ..checkpoint import MimicCheckpointer
-from ..data import MimicDatasetMapper, output_name
+from ..data import MimicDatasetMapper, TrainLoader, build_test_loader, output_name
 from ..distillation import DistillationState, build_distiller
 from ..evaluation.kitti import KittiEvaluator
 from ..modeling.layers import channels_last_pays
 from ..utils.errors import UserError, check_choice, file_errors
 from .averaging import ModelAverage
 from .hooks import BestCheckpointer, EarlyStopping, StopTraining
+from .resume import ResumableState, user_errors_without_traceback
 from .tta import MimicDetWithTTA
 
 logger = logging.getLogger(__name__)
@@ -97,22 +94,37 @@ class MimicTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def load_state_dict(self, state_dict):
-        """As Detectron2's; UserError for the state of a run that trained other parameters."""
+        """
+        As Detectron2's; UserError for the state of a run that trained other parameters or by
+        another optimizer.
+        """
         saved = state_dict["_trainer"]["optimizer"]["param_groups"]
         own = self._trainer.optimizer.param_groups
         if [len(x["params"]) for x in saved] != [len(x["params"]) for x in own]:
             raise UserError("--resume: the run in OUTPUT_DIR trained other parameters")
+        before, now = ("adamw" if "betas" in groups[0] else "sgd" for groups in (saved, own))
+        if before != now:
+            raise UserError(
+                f"--resume: the run in OUTPUT_DIR trained with MODEL.MIMICDET.OPTIMIZER {before}, "
+                f"the config says {now}"
+            )
+        if isinstance(self._trainer, AMPTrainer):  # the run may have begun without AMP
+            scaler = self._trainer.grad_scaler.state_dict()
+            state_dict["_trainer"].setdefault("grad_scaler", scaler)
         super().load_state_dict(state_dict)
 
     def build_hooks(self):
         """
-        Detectron2's hooks with the evaluation of the average, the best checkpoint behind it and
-        the end of training behind that.
+        Detectron2's hooks with what a resumed run needs, the evaluation of the average, the best
+        checkpoint behind it and the end of training behind that.
         """
         built = [hook for hook in super().build_hooks() if hook is not None]
         period, patience = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PATIENCE
         place = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built[place] = hooks.EvalHook(period, self._evaluate)
+        saving = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, saving))
+        built.insert(place, self._build_resumable_state())
         best = None
         if comm.is_main_process() and period > 0 and self.cfg.DATASETS.TEST:
             best = BestCheckpointer(period, self.checkpointer, _metric(self.cfg))
@@ -120,6 +132,15 @@ class MimicTrainer(DefaultTrainer):
         if patience:
             built.append(EarlyStopping(period, patience, best))
         return [self.average, *built] if self.average else built
+
+    def _build_resumable_state(self) -> ResumableState:
+        model, loader = self._trainer.model, self._trainer.data_loader
+        models = [getattr(model, "module", model)]
+        if self.average:
+            models.append(self.average.average)
+        seed = loader.seed if isinstance(loader, TrainLoader) else _data_seed(self.cfg)
+        periods = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
+        return ResumableState(models, seed, periods)
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -133,7 +154,8 @@ class MimicTrainer(DefaultTrainer):
     def train(self):
         """As Detectron2's; TEST.PATIENCE may end it before SOLVER.MAX_ITER."""
         try:
-            return super().train()
+            with user_errors_without_traceback():
+                return super().train()
         except StopTraining as reason:
             logger.info(str(reason))
             if comm.is_main_process():
@@ -177,7 +199,7 @@ class MimicTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """Detectron2's loader; the mapper keeps the boxes of crowds."""
+        """A TrainLoader of DATASETS.TRAIN; the mapper keeps the boxes of crowds."""
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN is empty: there is nothing to train on")
         check_choice("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, SAMPLERS)
@@ -195,7 +217,12 @@ class MimicTrainer(DefaultTrainer):
         except AssertionError as error:  # no image is left to train on
             raise UserError(f"DATASETS.TRAIN: {error}") from error
         mapper = MimicDatasetMapper(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+        return TrainLoader(cfg, records, mapper, _data_seed(cfg))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        """Detectron2's loader with MimicDatasetMapper."""
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -224,6 +251,11 @@ class MimicTrainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, MimicDetWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def _data_seed(cfg) -> int:
+    """SEED, or one that the processes of this run share."""
+    return cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
 
 
 def _metric(cfg) -> str:
