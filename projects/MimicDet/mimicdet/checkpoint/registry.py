@@ -7,10 +7,11 @@ The published models: registry.json, and downloads that are checked against it.
         "metrics": {"bbox/AP": 39.0, ...}}}
 """
 
-import hashlib
 import json
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,13 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import UserError, file_errors
+from .integrity import check_whole, file_sha256
 
 REGISTRY_FILE = Path(__file__).with_name("registry.json")
+# Of these schemes a SHA-256 is not asked for: files of this machine, and Detectron2's own host.
+TRUSTED = ("file://", "detectron2://", "catalog://")
+# What torch.load and zipfile raise for a file that is none, or is cut short.
+_NO_CHECKPOINT = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile)
 FILE_KINDS = ("checkpoint", "onnx")
 
 
@@ -43,45 +49,52 @@ def check_registry(entries: Any) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def verify_download(address: str, path: str | Path) -> None:
-    """Raise UserError where the copy of a published file has another SHA-256 than it."""
-    published = {
-        entry[kind]["url"]: entry[kind]["sha256"]
-        for entry in read_registry().values()
-        for kind in FILE_KINDS
-        if kind in entry
-    }
-    sha256 = file_sha256(path) if address in published else None
-    if sha256 != published.get(address):
-        raise UserError(
-            f"{address}: the copy {path} has SHA-256 {sha256}, the registry says "
-            f"{published[address]}. Remove the copy to have it fetched again"
-        )
-
-
 def fetch(address: str) -> str:
     """
-    A local copy of MODEL.WEIGHTS, downloaded if need be; UserError where there is no such file, or
-    it is not the one that was published.
+    A local copy of MODEL.WEIGHTS, downloaded if need be.
+
+    An address on the web is taken where the registry has its SHA-256, or with it behind the
+    address: `https://host/model.pth#sha256=<64 hexadecimal digits>`. Detectron2's catalogue
+    (detectron2:// and catalog://, one public host) needs none: its files, as all others, are read
+    as arrays and run nothing.
+
+    Raises:
+        UserError: there is no such file, it is not the one that was published, or an address comes
+            without SHA-256.
     """
     if "://" not in address and not os.path.isfile(address):
         raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {address!r}")
+    location, expected = address, {}
+    if "://" in address:
+        location, _, fragment = address.partition("#")
+        expected = _expected_sha256(location, fragment)
     try:
         # Detectron2's PathManager knows no file://.
-        path = PathManager.get_local_path(address.removeprefix("file://"))
+        path = PathManager.get_local_path(location.removeprefix("file://"))
     except Exception as error:  # a download fails in as many ways as there are protocols
         raise UserError(f"MODEL.WEIGHTS: {address!r} cannot be had: {error}") from error
-    verify_download(address, path)
+    for source, sha256 in expected.items():
+        if (found := file_sha256(path)) != sha256:
+            raise UserError(
+                f"{location}: the copy {path} has SHA-256 {found}, the {source} says {sha256}. "
+                "Remove the copy to have it fetched again"
+            )
     return path
+
+
+def _expected_sha256(location: str, fragment: str) -> dict[str, str]:
+    """By who says it: the registry, the part of the address behind #. UserError where none does."""
+    files = (entry.get(kind) for entry in read_registry().values() for kind in FILE_KINDS)
+    published = {file["url"]: file["sha256"] for file in files if file}
+    expected = {"registry": published[location]} if location in published else {}
+    if digits := re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment):
+        expected["address"] = digits[1].lower()
+    elif fragment or not (expected or location.startswith(TRUSTED)):
+        raise UserError(
+            f"MODEL.WEIGHTS: {location} is downloaded only with its SHA-256, so that nobody can "
+            f"exchange the file: {location}#sha256=<64 hexadecimal digits, of `sha256sum FILE`>"
+        )
+    return expected
 
 
 def read_state_dict(path: str) -> dict[str, torch.Tensor]:
@@ -92,15 +105,18 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
     Raises:
         UserError: no such file, or it holds no state dict.
     """
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
+    with file_errors():
+        try:
+            check_whole(path)
+            if path.endswith(".safetensors"):
+                from safetensors.torch import load_file
 
-        return load_file(path)
-    try:
-        with file_errors():
+                return load_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is no file of tensors that torch.save wrote: {error}") from error
+        except _NO_CHECKPOINT as error:
+            raise UserError(
+                f"{path} is no file of tensors that torch.save wrote: {error}"
+            ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

@@ -114,7 +114,7 @@ def execute(run: PlannedRun) -> None:
         UserError: it failed, or left no AP of boxes (one data set in DATASETS.TEST).
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", _TRAIN, "--config-file", run.config_file, "--resume"]
+    command = [sys.executable, "-c", _TRAIN, "--config-file", run.config_file, "--resume-or-start"]
     console = run.folder / "console.txt"
     with console.open("w") as output:
         status = subprocess.run(

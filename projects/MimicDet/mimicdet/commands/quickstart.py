@@ -29,6 +29,7 @@ from ..engine import MimicTrainer, setup_cfg
 from ..utils.errors import UserError, command, make_folder
 from ..visualization import detection_grid, plot_curves
 from .report import write_report
+from .train import add_resume_or_start, output_errors, wants_resume
 
 DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", default="output/quickstart", metavar="FOLDER")
     add("--config-file", default=DEFAULT_CONFIG, metavar="FILE")
     add("--resume", action="store_true", help="go on from the last checkpoint")
+    add_resume_or_start(parser)
     add("--num-images", type=int, default=8, help="images in the grid")
     add("--score-threshold", type=float, default=0.4, help="lowest score drawn in the grid")
     add("opts", nargs=argparse.REMAINDER, help="overrides of the config: KEY VALUE KEY VALUE ...")
@@ -268,10 +270,12 @@ def run(args: argparse.Namespace, stream: TextIO) -> None:
         start = time.perf_counter()
         cfg = make_data(args, stream)
         seconds["data"] = time.perf_counter() - start
-        prepare_output(cfg, args.resume)
+        resume = wants_resume(args, cfg.OUTPUT_DIR)
+        prepare_output(cfg, resume)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
         say(f"2/4 training: {cfg.SOLVER.MAX_ITER} iterations, log in {output / 'log.txt'}")
-        results = train(cfg, args.resume, seconds, stream)
+        with output_errors(cfg.OUTPUT_DIR):
+            results = train(cfg, resume, seconds, stream)
         table = format_ap_table(box_results(results, cfg.DATASETS.TEST[0]))
         say("4/4 pictures and report")
         start = time.perf_counter()

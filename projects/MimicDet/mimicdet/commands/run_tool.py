@@ -9,13 +9,15 @@ such a file. Importing mimicdet must not change Detectron2's config, so this run
 own process and only while the tool runs: `detectron2.config.get_cfg` returns a config with
 MimicDet's keys, and `CfgNode.freeze`, the call by which a tool says that its config is complete,
 first registers the data sets that the config names by address ("coco:...", "voc:..."), fills in
-what is taken from them and checks MimicDet's keys. Nothing else is touched.
+what is taken from them and checks MimicDet's keys. Config files are read as plain YAML,
+without tags that run code. Nothing else is touched.
 """
 
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,8 +53,9 @@ def mimicdet_config_known() -> Iterator[None]:
             check_config(cfg)
         inherited_freeze(cfg)
 
+    read_safely = partialmethod(CfgNode.merge_from_file, allow_unsafe=False)
     with patch.object(detectron2.config, "get_cfg", get_cfg):
-        with patch.object(CfgNode, "freeze", freeze):
+        with patch.multiple(CfgNode, freeze=freeze, merge_from_file=read_safely):
             yield
 
 

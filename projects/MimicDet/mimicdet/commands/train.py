@@ -1,9 +1,11 @@
 """The command line of train_net.py."""
 
 import argparse
+import errno
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from detectron2.engine import default_argument_parser, default_setup, launch
@@ -12,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing, nn
 
-from ..checkpoint import MimicCheckpointer
+from ..checkpoint import MimicCheckpointer, has_checkpoint
 from ..data import load_records
 from ..engine.setup import setup_cfg
 from ..engine.trainer import MimicTrainer
@@ -24,6 +26,13 @@ from ..utils.errors import UserError, command, file_errors
 def build_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, and how to name custom data sets."""
     parser = default_argument_parser()
+    add_resume_or_start(parser)
+    parser.add_argument(
+        "--no-strict",
+        action="store_true",
+        help="with --eval-only: evaluate also where MODEL.WEIGHTS lacks parameters or holds values "
+        "that are not finite",
+    )
     parser.add_argument(
         "--optimize",
         metavar="PRECISION",
@@ -48,10 +57,44 @@ Custom data, without writing Python (classes are taken from the data):
 """
 
 
+def add_resume_or_start(parser: argparse.ArgumentParser) -> None:
+    """Add what goes with a command's --resume; see wants_resume."""
+    parser.add_argument(
+        "--resume-or-start",
+        action="store_true",
+        help="as --resume where OUTPUT_DIR has a checkpoint, else a new run",
+    )
+
+
+def wants_resume(args: argparse.Namespace, folder: str) -> bool:
+    """
+    Whether to go on from a checkpoint in `folder`. UserError for --resume where there is none:
+    it was lost, or the folder is another one.
+    """
+    if args.resume and not args.resume_or_start and not has_checkpoint(folder):
+        raise UserError(
+            f"--resume: there is no checkpoint in OUTPUT_DIR {folder}; --resume-or-start starts a "
+            "new run in such a case"
+        )
+    return args.resume or args.resume_or_start
+
+
+@contextmanager
+def output_errors(folder: str) -> Iterator[None]:
+    """Around a run: a disk that is full or cannot be written to is the user's to put right."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise UserError(f"OUTPUT_DIR {error.filename or folder}: {error.strerror}") from error
+
+
 def run(args: argparse.Namespace) -> OrderedDict | None:
     """One process's work: evaluate (--eval-only) or train. Returns the results."""
     setup_logger(distributed_rank=comm.get_rank(), name="mimicdet")
     cfg = setup_cfg(args.config_file, args.opts)
+    resume = wants_resume(args, cfg.OUTPUT_DIR)
     with file_errors():  # an OUTPUT_DIR that cannot be made
         default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="mimicdet", configure_stdout=False)
@@ -59,15 +102,16 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
         disable_glibc_trimming()
     check_test_sets(cfg)
     if args.eval_only:
-        model = load_for_evaluation(cfg, resume=args.resume)
+        model = load_for_evaluation(cfg, resume=resume, strict=not args.no_strict)
         if args.optimize:
             model = optimize_for_inference(
                 model, precision=args.optimize, compile_backbone=args.compile
             )
         return evaluate(cfg, model)
     trainer = MimicTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    trainer.resume_or_load(resume=resume)
+    with output_errors(cfg.OUTPUT_DIR):
+        return trainer.train()
 
 
 def check_test_sets(cfg) -> None:
@@ -77,12 +121,12 @@ def check_test_sets(cfg) -> None:
         MimicTrainer.build_evaluator(cfg, name)
 
 
-def load_for_evaluation(cfg, resume: bool = False) -> nn.Module:
+def load_for_evaluation(cfg, resume: bool = False, strict: bool = True) -> nn.Module:
     """The model with MODEL.WEIGHTS, or with resume the last checkpoint of OUTPUT_DIR."""
     if not cfg.DATASETS.TEST:
         raise UserError("--eval-only: DATASETS.TEST is empty")
     model = MimicTrainer.build_model(cfg)
-    checkpointer = MimicCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
+    checkpointer = MimicCheckpointer(model, cfg.OUTPUT_DIR, strict=strict)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise UserError("--eval-only needs MODEL.WEIGHTS path/to/checkpoint.pth")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
@@ -105,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.optimize and not args.eval_only:
         raise UserError("--optimize goes with --eval-only: an optimized model cannot train")
+    if args.no_strict and not args.eval_only:
+        raise UserError("--no-strict goes with --eval-only")
     if args.compile and not args.optimize:
         raise UserError("--compile goes with --optimize")
     if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:

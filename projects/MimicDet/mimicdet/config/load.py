@@ -14,8 +14,9 @@ from .defaults import add_mimicdet_config
 def load_config(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
     """
     Detectron2's config with MimicDet's keys, a file and KEY VALUE overrides merged in; not frozen,
-    data sets not looked at. Raises UserError that names a missing file, an unknown key, a wrong
-    type or an override without a value.
+    data sets not looked at. Plain YAML alone is read, also through _BASE_: no tag runs code. Raises
+    UserError that names a missing file, an unknown key, a wrong type, a tag with its file and line,
+    or an override without a value.
     """
     cfg = get_cfg()
     add_mimicdet_config(cfg)
@@ -23,13 +24,17 @@ def load_config(config_file: str, opts: Sequence[str] | None = None) -> CfgNode:
         if "://" not in config_file and not os.path.isfile(config_file):
             raise UserError(f"there is no config file {config_file!r}")
         with _merge_errors(config_file):
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)
     opts = list(opts or [])
     if len(opts) % 2:
         raise UserError(f"overrides are pairs KEY VALUE; {opts[-1]!r} stands alone in {opts}")
     for key, value in zip(opts[::2], opts[1::2]):
         with _merge_errors(f"override {key} {value!r}"):
             cfg.merge_from_list([key, value])
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise UserError(
+            "MODEL.LOAD_PROPOSALS must be False, got True: such files are pickles and can run code"
+        )
     return cfg
 
 

@@ -2,15 +2,18 @@
 
 import json
 import os
+from pathlib import Path
 
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
+from ..utils.errors import file_errors, read_json
+from ..utils.files import durable_path
+
 
 class BestCheckpointer(hooks.BestCheckpointer):
     """
-    Detectron2's BestCheckpointer that remembers the best value over a --resume, and does not mark
-    the best checkpoint as the last one, which --resume goes on from.
+    Detectron2's BestCheckpointer that remembers the best value over a --resume.
 
     The value lies in a file beside the best checkpoint and not in the trainer's state: that is
     saved before the evaluation of the same iteration, so it would be one evaluation behind.
@@ -23,26 +26,21 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def before_train(self) -> None:
         if not os.path.isfile(self._record):
             return
-        if self.trainer.start_iter == 0:  # an earlier run's, which this one does not continue
+        best = os.path.join(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
+        # An earlier run's, which this one does not continue; or the run was killed before the file.
+        if self.trainer.start_iter == 0 or not os.path.isfile(best):
             os.remove(self._record)
         else:
-            with open(self._record) as f:
-                record = json.load(f)
+            record = read_json(Path(self._record))
             if record["metric"] == self._val_metric:
                 self.best_metric, self.best_iter = record["value"], record["iteration"]
-
-    def _best_checking(self) -> None:
-        last = self._checkpointer.get_checkpoint_file()
-        super()._best_checking()
-        if last:
-            self._checkpointer.tag_last_checkpoint(os.path.basename(last))
 
     def _update_best(self, val, iteration) -> bool:
         updated = super()._update_best(val, iteration)
         if updated:
-            with open(self._record, "w") as f:
-                record = {"metric": self._val_metric, "value": val, "iteration": iteration}
-                json.dump(record, f)
+            record = {"metric": self._val_metric, "value": val, "iteration": iteration}
+            with file_errors(), durable_path(self._record) as new:
+                new.write_text(json.dumps(record))
         return updated
 
 

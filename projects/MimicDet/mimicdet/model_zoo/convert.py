@@ -93,7 +93,8 @@ def load_torchvision_weights(architecture: str, weights: str = "IMAGENET1K_V1") 
             f"{architecture} has no weights {weights!r}; known: {', '.join(enum.__members__)}"
         )
     with file_errors():  # a download that fails
-        return dict(enum[weights].get_state_dict(progress=True, check_hash=True))
+        state = enum[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
+        return dict(state)
 
 
 def convert_backbone(source: str, output: str | Path, weights: str = "IMAGENET1K_V1") -> int:
