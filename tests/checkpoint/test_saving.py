@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mimicdet.checkpoint import MimicCheckpointer, integrity, load_weights
+from mimicdet.commands.train import output_errors
 from mimicdet.utils.errors import UserError
 
 
@@ -151,6 +152,14 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
         saver(tmp_path, 2.0).save("model_final", iteration=19)
     monkeypatch.undo()
     assert value(tmp_path / "model_final.pth") == 1.0
+
+
+def test_what_else_a_run_writes_on_a_full_disk():
+    with pytest.raises(UserError, match="OUTPUT_DIR out: No space left on device"):
+        with output_errors("out"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="Broken pipe"), output_errors("out"):
+        raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def test_what_killed_saves_and_deleted_checkpoints_left_is_removed(tmp_path):

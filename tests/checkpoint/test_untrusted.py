@@ -155,10 +155,11 @@ def test_nothing_runs(way, kind, marker, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [".pkl", ".pth", "archive"])
-def test_nothing_runs_in_the_commands(kind, marker, tmp_path):
+def test_nothing_runs_in_the_commands(kind, marker, tmp_path, capsys):
     path = written(tmp_path, payloads(marker)["os.system, protocol 2"], kind)
     config, opts = tmp_path / "x.yaml", ["MODEL.WEIGHTS", str(path)]
-    config.write_text(small_cfg("DATASETS.TRAIN", ("mimicdet_shapes_train",)).dump())
+    sets = ["DATASETS.TRAIN", ("mimicdet_shapes_train",), "DATASETS.TEST", ()]
+    config.write_text(small_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 5, *sets).dump())
     cfg = small_cfg(*opts, "DATASETS.TEST", ("mimicdet_shapes_val",))
     output = str(tmp_path / "student.pth")
     for call in (
@@ -169,11 +170,12 @@ def test_nothing_runs_in_the_commands(kind, marker, tmp_path):
             nn.Linear(2, 2), load_deployed_cfg(str(config), opts)[0].MODEL.WEIGHTS
         ),
     ):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=f"{path.name} is no"):
             call()
         assert not marker.exists()
     arguments = ["--config-file", str(config), "--output", str(tmp_path / "x.onnx"), *opts]
     assert export_model.main(arguments) == 2 and not marker.exists()
+    assert f"{path.name} is no" in capsys.readouterr().err
 
 
 def test_the_class_is_named(tmp_path):

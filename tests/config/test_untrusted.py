@@ -46,7 +46,11 @@ def payloads(marker):
 
 
 NAMES = sorted(payloads("x"))
-HARMLESS = ["!!python/name:os.system", "!!python/module:os", "!!python/object:argparse.Namespace {}"]
+HARMLESS = [
+    "!!python/name:os.system",
+    "!!python/module:os",
+    "!!python/object:argparse.Namespace {}",
+]
 
 
 @pytest.fixture
