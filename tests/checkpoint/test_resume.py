@@ -78,9 +78,13 @@ def test_one_with_values_that_are_not_finite_is_skipped(run, caplog):
     assert "model_0000029.pth: model.bias holds values that are not finite" in caplog.text
 
 
-def test_last_checkpoint_is_lost_or_empty(run):
-    (run / "last_checkpoint").write_text("")
-    assert resumed(run) == 29
+def test_last_checkpoint_is_lost_or_broken(run, tmp_path):
+    for text in ("", "\0\0\0\0", "x" * 999, "\udcff"):
+        (run / "last_checkpoint").write_text(text, errors="surrogateescape")
+        assert resumed(run) == 29
+    (tmp_path / "last_checkpoint").touch()
+    with pytest.raises(UserError, match="to go on from: last_checkpoint names none"):
+        resumed(tmp_path)
     (run / "last_checkpoint").unlink()
     assert resumed(run) == 29
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mimicdet.utils.files import new_path
+from mimicdet.utils.files import durable_path, new_path
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -46,6 +46,21 @@ def test_a_file_is_not_dropped_for_a_folder(tmp_path):
     with pytest.raises(OSError), new_path(tmp_path / "data") as path:
         path.write_text("file")
         (tmp_path / "data").mkdir()
+
+
+def test_a_durable_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    steps, replace = [], os.replace
+
+    def recorded(source, target):
+        steps.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", recorded)
+    monkeypatch.setattr(os, "fsync", lambda x: steps.append(os.readlink(f"/proc/self/fd/{x}")))
+    with durable_path(tmp_path / "a.json") as path:
+        path.write_text("whole")
+    assert steps == [str(path), "replace", str(tmp_path)]
+    assert (tmp_path / "a.json").read_text() == "whole"
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path):

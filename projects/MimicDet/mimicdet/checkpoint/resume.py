@@ -54,8 +54,10 @@ def newest_checkpoint(
         return None
 
     others, last = _by_age(folder), Path(folder, LAST_FILE)
-    named = Path(folder, last.read_text(errors="replace").strip()) if last.is_file() else None
-    found = first_whole([named]) if named else None
+    # A power cut can leave a file of an older version empty or full of zeros.
+    name = last.read_text(errors="replace").strip("\0 \n") if last.is_file() else ""
+    named = Path(folder, name)
+    found = first_whole([named]) if name else None
     if found:
         iteration = found.content["iteration"]
         age = last.stat().st_mtime_ns
@@ -66,7 +68,7 @@ def newest_checkpoint(
     else:
         found = first_whole(x for x in others if x != named)
     if not found:
-        why = "; ".join(skipped)
+        why = "; ".join(skipped) or f"{LAST_FILE} names none"
         raise UserError(f"--resume: there is no checkpoint in {folder} to go on from: {why}")
     logger.info("--resume goes on from %s", found.path)
     return found
@@ -92,7 +94,7 @@ def _read_training_checkpoint(
 ) -> dict[str, Any]:
     if Path(os.path.realpath(path)).parent != Path(os.path.realpath(folder)):
         raise UserError(f"{path}: it lies outside {folder}, which is not followed")
-    if not path.is_file():
+    if not os.path.isfile(path):  # also of a name that no file can have
         raise UserError(f"{path}: there is no such file")
     content = read(str(path))
     missing = [x for x in keys if not isinstance(content, dict) or x not in content]
