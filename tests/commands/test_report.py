@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mimicdet.commands.report.cli import main
 from mimicdet.commands.report.images import best_and_worst, score_image
 from mimicdet.commands.report.page import line_chart
 from mimicdet.commands.report.runs import RESULTS, read_log, read_run
+from mimicdet.commands.report.sections import _pair_or_note
 from mimicdet.engine import setup_cfg
 from mimicdet.evaluation.matching import ImageBoxes
 from mimicdet.visualization.curves import Panel
@@ -297,3 +299,11 @@ def test_a_chart_is_the_same_each_time_and_has_its_ink_from_the_page():
     assert chart == line_chart(dashed)
     assert re.search(r"stroke-dasharray: [^\"]*stroke: currentColor", chart)
     assert "<title>" not in chart and "a &amp; b</text>" in chart
+
+
+def test_an_image_that_cannot_be_read_is_noted(tmp_path):
+    path = tmp_path / "cut.png"
+    path.write_bytes(b"")
+    run = SimpleNamespace(truth=SimpleNamespace(files={3: str(path)}))
+    note = _pair_or_note(score_image(scene(3, [0], [0]), 0.0), run)
+    assert f"Image 3 cannot be read: {path}: not an image" in note

@@ -35,7 +35,7 @@ def encoded(image_format: str, size: tuple[int, int] = SIZE, mode: str = "RGB") 
     shape = (size[1], size[0], channels) if channels > 1 else (size[1], size[0])
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels, mode).save(buffer, image_format)
+    Image.frombytes(mode, size, pixels.tobytes()).save(buffer, image_format)
     return buffer.getvalue()
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch.nn import functional as F
 
 from ..data.datasets.shapes import make_scene
+from ..data.images import read_image
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..utils.errors import UserError, file_errors
+from ..utils.errors import UserError
 from .formats import Runner
 from .resize import resized_shape
 
@@ -31,7 +31,7 @@ def sample_images(folder: str, input_format: str, at_most: int = 16) -> list[np.
         folder: its pictures; empty: some are made, of different sizes, and one is blank.
 
     Raises:
-        UserError: there is no such folder, or no picture in it.
+        UserError: there is no such folder, no picture in it, or one that cannot be read.
     """
     if not folder:
         rng = np.random.default_rng(0)
@@ -41,8 +41,7 @@ def sample_images(folder: str, input_format: str, at_most: int = 16) -> list[np.
     paths = sorted(x for x in Path(folder).iterdir() if x.suffix.lower() in IMAGE_ENDINGS)
     if not paths:
         raise UserError(f"--sample-images: no picture in {folder!r}")
-    with file_errors():
-        return [detection_utils.read_image(str(x), format=input_format) for x in paths[:at_most]]
+    return [read_image(x, input_format) for x in paths[:at_most]]
 
 
 def to_batch(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
+from ..data.images import read_image
 from ..evaluation.matching import check_results
 from ..utils.drawing import class_color, draw_key, draw_labelled_boxes, load_font
 from ..utils.errors import UserError, read_json
@@ -132,8 +132,8 @@ def detection_grid(
         uint8 RGB array of shape (H, W, 3).
 
     Raises:
-        UserError: the data set is empty, the results file does not exist, or the results do not
-            belong to the data set.
+        UserError: the data set is empty, an image of it or the results file cannot be read, or the
+            results do not belong to the data set.
     """
     if num_images < 1 or columns < 1:
         raise ValueError(f"num_images ({num_images}) and columns ({columns}) must be at least 1")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from ...data.images import read_image
 from ...evaluation.error_split import FOREGROUND
 from ...evaluation.matching import ImageBoxes, match
 from ...visualization.grid import draw_detections
@@ -61,7 +61,7 @@ def best_and_worst(
 
 
 def picture_pair(score: ImageScore, truth: GroundTruth) -> str:
-    """An HTML figure: detections left, ground truth right, embedded; OSError for a lost file."""
+    """An HTML figure: detections left, ground truth right; UserError: it cannot be read."""
     image = score.image
     file = truth.files[image.image_id]
     pixels = read_image(file, "RGB")

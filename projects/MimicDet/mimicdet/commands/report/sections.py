@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ...evaluation.error_split import KINDS
+from ...utils.errors import UserError
 from ...visualization.curves import Panel, group_scalars
 from .images import best_and_worst, picture_pair
 from .page import Cell, Section, line_chart, number, paragraph, table
@@ -233,7 +234,7 @@ def images(evaluated_runs: Evaluated, threshold: float, count: int) -> str:
 def _pair_or_note(score, run: Run) -> str:
     try:
         return picture_pair(score, run.truth)
-    except OSError as error:
+    except UserError as error:
         return paragraph(f"Image {score.image.image_id} cannot be read: {error}")
 
 
