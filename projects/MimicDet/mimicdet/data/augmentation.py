@@ -9,11 +9,11 @@ from ..config import config_check
 def add_jitter(cfg: CfgNode, augmentations: list[T.Augmentation]) -> list[T.Augmentation]:
     """The list with INPUT.SCALE_JITTER worked into its resize, and INPUT.COLOR_JITTER before it."""
     out: list[T.Augmentation] = []
-    if strength := cfg.INPUT.COLOR_JITTER:
+    if strength := cfg.INPUT.get("COLOR_JITTER", 0):
         kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
         out += [kind(1 - strength, 1 + strength) for kind in kinds]
     for augmentation in augmentations:
-        if cfg.INPUT.SCALE_JITTER and isinstance(augmentation, T.ResizeShortestEdge):
+        if cfg.INPUT.get("SCALE_JITTER") and isinstance(augmentation, T.ResizeShortestEdge):
             least, most = cfg.INPUT.SCALE_JITTER
             sizes, longest = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
             shortest = round(min(sizes) * least), round(max(sizes) * most)

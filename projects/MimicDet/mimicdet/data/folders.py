@@ -1,6 +1,8 @@
 """What data sets that lie in folders have in common: lists of images, image files, records."""
 
 import copy
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..utils.errors import UserError, read_text
-from .problems import Problems
+from .problems import Problems, printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -46,6 +48,57 @@ def read_image_list(path: Path, word: str) -> list[str]:
     if not images:
         raise UserError(f"{path} lists no image")
     return images
+
+
+def check_image_files(source: str | Path, root: str | Path, names: Sequence[str]) -> None:
+    """
+    Check that files are there, and lie in their folder.
+
+    The folder itself may be a link; no name and no link in it may lead out of it, unless the
+    environment has MIMICDET_FOLLOW_LINKS=1, which allows links (but no names) to do so.
+
+    Args:
+        source: what lists the files, for the error.
+        root: the folder; names: paths that start from it, as it comes to names from JSON.
+
+    Raises:
+        UserError: with the files that are missing, and those outside.
+    """
+    follow = os.environ.get("MIMICDET_FOLLOW_LINKS") == "1"
+    resolve = os.path.abspath if follow else os.path.realpath
+    real_root = resolve(root)
+    folders: dict[str, bool] = {}
+
+    def is_inside(path: str) -> bool:
+        return os.path.commonpath((resolve(path), real_root)) == real_root
+
+    missing, outside = [], []
+    for name in names:
+        path = os.path.join(root, name)
+        folder = os.path.dirname(path)
+        try:
+            if folder not in folders:
+                folders[folder] = is_inside(folder)
+            inside, mode = folders[folder], os.lstat(path).st_mode if folders[folder] else 0
+            if stat.S_ISLNK(mode):
+                inside, mode = is_inside(path), os.stat(path).st_mode
+        except (OSError, ValueError):  # also a name that no file can have
+            inside, mode = True, 0
+        if not inside:
+            outside.append(name)
+        elif not stat.S_ISREG(mode):
+            missing.append(name)
+    reasons = [(missing, "not in"), (outside, "outside, by their names or as links, of")]
+    told = [
+        f"{len(files)} of {len(names)} images are {where} {root}: "
+        + ", ".join(map(printable, files[:5]))
+        + (" ..." if len(files) > 5 else "")
+        for files, where in reasons
+        if files
+    ]
+    if told:
+        hint = "; MIMICDET_FOLLOW_LINKS=1 allows links" if outside and not follow else ""
+        raise UserError(f"{source}: {'; '.join(told)}{hint}")
 
 
 def image_files(folder: Path) -> dict[str, Path]:

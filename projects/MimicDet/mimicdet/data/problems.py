@@ -1,14 +1,36 @@
 """Collects what is wrong in a user's data, so that one run reports all of it."""
 
 import logging
+import reprlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _SHOWN_PER_KIND = 3
+MAX_COORDINATE = 1e9  # float32 keeps numbers of this size finite through every augmentation
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 100
+_shortened.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """A user's value for an error: one line, not too long, however deep it is."""
+    return _shortened.repr(value)
+
+
+def printable(text: str) -> str:
+    """A user's text for an error: itself where that is one line."""
+    return text if text.isprintable() else shown(text)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a number between -MAX_COORDINATE and MAX_COORDINATE."""
+    return type(value) in (float, int) and -MAX_COORDINATE <= value <= MAX_COORDINATE
 
 
 class Problems:
@@ -32,6 +54,10 @@ class Problems:
             if key in keys:
                 self.add(kind, record)
             keys.add(key)
+
+    def counts(self) -> dict[str, list[str]]:
+        """The records of each kind."""
+        return self._records
 
     def summary(self) -> str:
         """One line: the source, each kind with its count and its first records."""

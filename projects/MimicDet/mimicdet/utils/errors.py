@@ -47,9 +47,12 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; UserError where it is missing, cannot be read or is no JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{path}: the JSON is nested too deeply") from error
+    except ValueError as error:  # no JSON, or an integer of more digits than Python reads
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
