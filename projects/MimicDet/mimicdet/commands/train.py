@@ -15,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 from torch import multiprocessing, nn
 
 from ..checkpoint import MimicCheckpointer, has_checkpoint
-from ..data import load_records
+from ..data import check_images, load_records
 from ..engine.setup import setup_cfg
 from ..engine.trainer import MimicTrainer
 from ..export.optimize import PRECISIONS, optimize_for_inference
@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> OrderedDict | None:
     if cfg.MODEL.DEVICE == "cpu":
         disable_glibc_trimming()
     check_test_sets(cfg)
+    check_images(cfg)
     if args.eval_only:
         model = load_for_evaluation(cfg, resume=resume, strict=not args.no_strict)
         if args.optimize:

@@ -21,6 +21,10 @@ def add_training_config(cfg: CN) -> None:
     # 0: never. model_final is then the last, model_best the best one.
     cfg.TEST.PATIENCE = 0
 
+    # Read every image of DATASETS.TRAIN and TEST before training, to find the broken ones at once;
+    # without it each is named when it is read. tools/validate_dataset.py --images does the same.
+    cfg.DATALOADER.CHECK_IMAGES = False
+
     # Brightness, contrast and saturation each change by a factor in [1 - x, 1 + x].
     cfg.INPUT.COLOR_JITTER = 0.0
     # (least, most): both training sizes are multiplied by a factor from this range, then what is

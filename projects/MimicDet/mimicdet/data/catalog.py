@@ -21,6 +21,7 @@ from .addresses import find_kind, how_to_write
 from .cache import cache_root
 from .datasets.shape_drawing import SHAPE_NAMES
 from .datasets.shapes import NUM_IMAGES, SHAPES_VERSION, SPLITS, write_shapes
+from .folders import check_records
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,18 @@ def output_name(name: str) -> str:
 
 
 def load_records(name: str) -> list[dict[str, Any]]:
-    """The records of a registered data set; UserError where a file of it cannot be read."""
+    """
+    The records of a registered data set.
+
+    Raises:
+        UserError: a file of it cannot be read, or records are faulty that a user's own code made;
+            those of an address were checked when it was registered.
+    """
     with file_errors():
-        return DatasetCatalog.get(name)
+        records = DatasetCatalog.get(name)
+    if find_kind(name) is None and isinstance(records, list):
+        check_records(name, records)
+    return records
 
 
 def class_names(cfg: CfgNode) -> tuple[str, ...]:

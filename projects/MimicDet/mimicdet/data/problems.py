@@ -55,7 +55,7 @@ class Problems:
                 self.add(kind, record)
             keys.add(key)
 
-    def counts(self) -> dict[str, list[str]]:
+    def by_kind(self) -> dict[str, list[str]]:
         """The records of each kind."""
         return self._records
 
@@ -71,9 +71,11 @@ class Problems:
         return f"{self.source}: " + "; ".join(kinds)
 
     def raise_if_any(self) -> None:
-        """Raise UserError with the summary."""
+        """Raise UserError with the summary; its `problems` are these."""
         if self._records:
-            raise UserError(self.summary())
+            error = UserError(self.summary())
+            error.problems = self  # for who wants to see all
+            raise error
 
     def warn_if_any(self) -> None:
         """Log the summary as a warning."""

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ...utils.errors import UserError, read_text
 from .. import folders
 from ..addresses import address_kind
-from ..problems import Problems
+from ..images import image_size
+from ..problems import Problems, is_number
 
 USAGE = "kitti:LABEL_FOLDER:IMAGE_FOLDER[:IDS.txt]"
 
@@ -83,6 +82,7 @@ def register_kitti(name: str, label_dir: str, image_dir: str, split_file: str | 
                 "image missing", f"{images}/{image_id} ({', '.join(folders.IMAGE_SUFFIXES)})"
             )
     problems.raise_if_any()
+    folders.check_image_files(labels, images, [files[i].name for i in ids])
     objects = read_labels(labels, ids)
     if not any(x.type in CLASSES for of_image in objects.values() for x in of_image):
         raise UserError(f"{labels}: no {', '.join(CLASSES)} in any label file")
@@ -126,7 +126,7 @@ def parse_label(line: str) -> KittiObject:
         numbers = [float(word) for word in words[1:]]
     except ValueError:
         numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
+    if not all(map(is_number, numbers)):
         raise ValueError("a field behind the type that is no number")
     truncated, occluded, _, *box = numbers[:7]
     if occluded not in (-1, 0, 1, 2, 3):
@@ -137,11 +137,7 @@ def parse_label(line: str) -> KittiObject:
 
 
 def _to_record(image_id: str, file: Path, objects: Sequence[KittiObject]) -> dict[str, Any]:
-    try:
-        with Image.open(file) as image:
-            size = image.size
-    except OSError as error:
-        raise UserError(f"{file} is no image: {error}") from error
+    size = image_size(file)
     annotations = []
     for x in objects:
         if x.type in CLASSES:

@@ -16,7 +16,8 @@ from ...utils.files import new_path
 from .. import folders
 from ..addresses import address_kind
 from ..cache import cache_root
-from ..problems import Problems
+from ..images import check_pixels
+from ..problems import Problems, is_number, printable
 
 USAGE = "voc:FOLDER:SPLIT"
 
@@ -126,6 +127,7 @@ def read_voc(folder: Path, split: str) -> tuple[list[str], dict[str, Path], dict
                 "image file missing", f"JPEGImages/{image_id} ({', '.join(folders.IMAGE_SUFFIXES)})"
             )
     problems.raise_if_any()
+    folders.check_image_files(path, images, [files[i].name for i in ids])
     return ids, files, annotations
 
 
@@ -142,7 +144,9 @@ def _read_annotations(folder: Path) -> dict[str, VocImage]:
         try:
             with file_errors():
                 root = ET.parse(path).getroot()
-        except ET.ParseError as error:
+        except (ET.ParseError, ValueError, LookupError) as error:  # an unknown encoding, too
+            if isinstance(error, UserError):
+                raise
             problems.add("broken XML", f"{path.name}: {error}")
             continue
         annotations[path.stem] = _read_image(root, path.name, problems, warnings)
@@ -153,16 +157,19 @@ def _read_annotations(folder: Path) -> dict[str, VocImage]:
 
 def _read_image(root: ET.Element, file: str, problems: Problems, warnings: Problems) -> VocImage:
     width, height = (_number(root.findtext(f"size/{key}")) for key in ("width", "height"))
-    image = VocImage((int(width), int(height)) if width > 0 and height > 0 else None)
+    is_size = all(is_number(v) and v > 0 and v == int(v) for v in (width, height))
+    image = VocImage((int(width), int(height)) if is_size else None)
+    if is_size and (too_large := check_pixels(int(width), int(height))):
+        problems.add("image too large", f"{file}: {too_large}")
     for i, element in enumerate(root.findall("object"), 1):
         text = element.findtext("name") or ""
         label = text.strip()
-        record = f"{file}: object {i} ({label or 'no name'})"
-        if not label or "/" in label:
-            problems.add("object without a name, or one with a slash", record)
+        record = f"{file}: object {i} ({printable(label) or 'no name'})"
+        if not label or "/" in label or not label.isprintable():
+            problems.add("object without a name, or one with a slash or line break", record)
         corners = [element.findtext(f"bndbox/{key}") for key in _CORNERS]
         x0, y0, x1, y1 = (_number(value) for value in corners)
-        if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
+        if not all(map(is_number, (x0, y0, x1, y1))):
             problems.add("object without a bndbox of 4 numbers", record)
             continue
         # Pixels are counted from 1 and the last one is inside: Detectron2's box starts 1 earlier.

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from ...utils.errors import UserError, read_text
 from ...utils.files import new_path
 from ..addresses import address_kind
 from ..cache import cache_root
 from ..folders import IMAGE_SUFFIXES
+from ..images import image_size
 from ..problems import Problems
 from .coco import register_coco
 
 USAGE = "yolo:DATA.yaml:SPLIT"
 
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: width and height change places
 # Shares that leave [0, 1] by less are rounding, and are clipped.
 _TOLERANCE = 1e-3
 
@@ -152,13 +151,10 @@ def _to_coco(path: Path, images: Sequence[Path], root: Path, names: list[str]) -
 def _image_size(path: Path, problems: Problems) -> tuple[int, int] | None:
     """(width, height) after EXIF rotation, from the header."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problems.add("image that cannot be read", f"{path}: {error}")
+        return image_size(path)
+    except UserError as error:
+        problems.add("image that cannot be read", str(error))
         return None
-    return (height, width) if turned else (width, height)
 
 
 def _read_labels(
