@@ -1,6 +1,7 @@
 """The one error that is the user's to put right, and the one place that turns it into a message."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,14 @@ Main = Callable[[Sequence[str] | None], int]
 
 class UserError(ValueError):
     """What the user gave cannot be used; the message names it and is all that they need to see."""
+
+
+class ImageError(UserError):
+    """One image of several cannot be dealt with: the one at `index` of those given."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 def command(main: Main) -> Callable[..., int]:
@@ -33,10 +42,14 @@ def command(main: Main) -> Callable[..., int]:
 
 
 @contextmanager
-def file_errors() -> Iterator[None]:
-    """Around the reading or writing of a file that the user named: OSError becomes UserError."""
+def file_errors(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """
+    Around the reading or writing of a file that the user named: OSError becomes UserError, which
+    names `path`, or without it what the OSError names. Errors of writing itself name nothing.
+    """
     try:
         yield
     except OSError as error:
-        named = f"{error.filename}: " if error.filename is not None else ""
+        name = error.filename if path is None else path
+        named = f"{name}: " if name is not None else ""
         raise UserError(f"{named}{error.strerror or error}") from error

@@ -17,15 +17,22 @@ def new_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     put there in the meantime stays, and the new one is dropped.
 
     Raises:
-        OSError: the folder of `target`, which is made if it is missing, cannot be written to.
+        OSError: the folder of `target`, which is made if it is missing, cannot be written to, or
+            the disk is full; it names `target`.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        temporary = Path(folder) / target.name
-        yield temporary
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            if not (temporary.is_dir() and target.is_dir()):
-                raise
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            temporary = Path(folder) / target.name
+            yield temporary
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                if not (temporary.is_dir() and target.is_dir()):
+                    raise
+    except OSError as error:
+        # A full disk names no file, and the temporary name means nothing to the user.
+        if error.filename is None or f".{target.name}-" in str(error.filename):
+            error.filename = str(target)
+        raise

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from .detections import Detections
 from .errors import UserError, file_errors
@@ -45,8 +45,9 @@ class ResultWriter:
         self._class_names: Sequence[str] = header["class_names"]
         # A new file in the old one's place: a stop right here loses nothing of an earlier run.
         _replace(path, "".join(_to_line(line) for line in lines or [header]))
-        with file_errors():
-            self._record: TextIO = path.open("a", encoding="utf-8")
+        self._path = path
+        with file_errors(path):
+            self._record: BinaryIO = path.open("ab", buffering=0)
 
     @property
     def done(self) -> set[str]:
@@ -63,9 +64,11 @@ class ResultWriter:
         image_id = len(self._images) + 1
         image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
         results = detections.to_coco(image_id)
-        with file_errors():
-            self._record.write(_to_line({"image": image, "results": results}))
-            self._record.flush()
+        line = _to_line({"image": image, "results": results}).encode()
+        with file_errors(self._path):
+            # Not buffered: what a full disk does not take is not tried again at the end.
+            while line:
+                line = line[self._record.write(line) :]
         self._images.append(image)
         self._results += results
 
@@ -89,7 +92,7 @@ class ResultWriter:
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
     """The record's lines; a last one that was cut off in the middle is dropped."""
-    with file_errors():
+    with file_errors(path):
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
         return [json.loads(line) for line in lines]
@@ -107,5 +110,5 @@ def _dump(path: Path, content: Any) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file so that a reader never sees half of it."""
-    with file_errors(), new_path(path) as new:
+    with file_errors(path), new_path(path) as new:
         new.write_text(text, encoding="utf-8")
