@@ -7,11 +7,7 @@ A web page that tries a checkpoint and shows what its S-head samples.
 For an exported model, without PyTorch: mimicdet serve model.onnx
 """
 
-from mimicdet_runtime.images import import_cv2
-
-import_cv2()  # first: OpenCV reads the limit on the size of images when it is loaded
-
-from mimicdet.commands.web import main  # noqa: E402
+from mimicdet.commands.web import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

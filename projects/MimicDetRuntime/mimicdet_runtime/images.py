@@ -1,18 +1,51 @@
-"""Finding and reading image files."""
+"""Finding, reading and writing image files."""
 
+import io
 import os
+import struct
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .errors import UserError, file_errors
+from .files import new_path
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-# OpenCV reads this when it is imported; it keeps a small file from unpacking into all memory.
-MAX_PIXELS = 200_000_000
+# Of one image: keeps a small file from unpacking into all memory. Pillow refuses twice as many.
+MAX_PIXELS = 89_478_485
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
+# Whatever a damaged field leads Pillow's readers to.
+_READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused by us
 
 
 @dataclass(frozen=True)
@@ -63,8 +96,7 @@ def _images_below(folder: Path, output: Path | None) -> list[ImageFile]:
 
 
 def import_cv2():
-    """OpenCV, imported at first use, with a limit on the size of images; UserError without it."""
-    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+    """OpenCV, imported at first use; UserError without it."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a broken file is reported by us
     try:
         import cv2
@@ -77,34 +109,79 @@ def import_cv2():
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """
-    The (H, W, 3) uint8 BGR image in a file's content, turned upright by its EXIF orientation as
-    Detectron2 does; UserError that holds `name` for what OpenCV cannot read.
+    The (H, W, 3) uint8 BGR image in a file's content, the pixels that training sees.
+
+    It is turned upright by its EXIF orientation. Pillow's conversion makes RGB of 8-bit modes, and
+    transparency is dropped; of 16-bit grey the upper 8 bits count; of several frames the first.
+
+    Raises:
+        UserError, which holds `name`: Pillow cannot read all of it, it has more than MAX_PIXELS, or
+        values beyond 16 bits.
     """
-    cv2 = import_cv2()
-    image = None
-    if data:
-        try:
-            image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:
-            pass  # what it says is about its own source files
-    if image is None:
-        raise UserError(f"{name}: not an image that can be read")
-    return image
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            tags = getattr(image, "tag_v2", {})
+            tile = (tags.get(_TILE_WIDTH, 1), tags.get(_TILE_HEIGHT, 1))
+            for width, height in (image.size, tile):
+                if width * height > MAX_PIXELS:
+                    raise UserError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS}")
+            image.load()
+            return _to_bgr(image, name)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: more than {MAX_PIXELS} pixels") from error
+    except _READ_ERRORS as error:
+        raise UserError(f"{name}: not an image that can be read") from error
+
+
+def _to_bgr(image: Image.Image, name: str) -> np.ndarray:
+    turn = _TURNS.get(_exif_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "F":
+        raise UserError(f"{name}: its values are not whole numbers")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(f"{name}: its values are beyond 16 bits")
+        return np.repeat((values // 256).astype(np.uint8)[:, :, None], 3, axis=2)
+    pixels = image.convert("RGB").tobytes("raw", "BGR")
+    return np.frombuffer(bytearray(pixels), np.uint8).reshape(image.height, image.width, 3)
+
+
+def _exif_orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except _READ_ERRORS:
+        return None  # the pixels are good without it
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an image file as `decode_image` does; UserError also where it is missing."""
-    with file_errors():
+    with file_errors(path):
         data = Path(path).read_bytes()
     return decode_image(data, str(path))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write a (H, W, 3) uint8 BGR image in the format of the file's ending, making its folder."""
-    _, data = import_cv2().imencode(path.suffix, image)
-    with file_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
+    """
+    Write a (H, W, 3) uint8 BGR image in the format of the file's ending, making its folder.
+
+    Raises:
+        UserError: the file cannot be written, which leaves the one that was there, or the format
+            cannot hold the image.
+    """
+    cv2 = import_cv2()
+    try:
+        done, data = cv2.imencode(path.suffix, image)
+    except cv2.error:
+        done = False
+    if not done:
+        height, width = image.shape[:2]
+        raise UserError(f"{path}: {width} x {height} pixels cannot be written in this format")
+    with file_errors(path), new_path(path) as new:
+        new.write_bytes(data.tobytes())
 
 
 def split_inputs(inputs: Sequence[str]) -> tuple[Path | None, Sequence[str]]:

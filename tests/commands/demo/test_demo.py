@@ -1,8 +1,6 @@
 """demo/demo.py: pictures and videos without a window, errors of one line."""
 
-import os
 import runpy
-import subprocess
 import sys
 
 import cv2
@@ -153,25 +151,3 @@ def test_the_file_of_the_demo_runs(monkeypatch, capsys):
         runpy.run_path(str(REPOSITORY / "demo" / "demo.py"), run_name="__main__")
     assert stop.value.code == 0
     assert "--confidence-threshold" in capsys.readouterr().out
-
-
-_SMALL_LIMIT = """
-import runpy, sys
-from mimicdet_runtime import images
-
-images.MAX_PIXELS = 100
-try:
-    runpy.run_path(sys.argv[1], run_name="__main__")
-except SystemExit:
-    images.read_image(sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("script", ["demo.py", "web.py"])
-def test_images_of_too_many_pixels_are_not_unpacked(tmp_path, script):
-    # A process of its own, without this one's limit: OpenCV takes it when it is loaded.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV_")}
-    command = [sys.executable, "-c", _SMALL_LIMIT, str(REPOSITORY / "demo" / script)]
-    image = write_image(tmp_path / "large.png")
-    result = subprocess.run([*command, image], capture_output=True, text=True, env=env)
-    assert result.stderr.strip().endswith("large.png: not an image that can be read")
