@@ -61,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     for parts in (detect, serve):
         parts.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
         parts.add_argument("--threads", type=positive, default=None, help="threads on the CPU")
+        parts.add_argument(
+            "--max-pixels",
+            type=positive,
+            metavar="N",
+            help="of an image, 178 million at most (89 million)",
+        )
     return parser
 
 
@@ -74,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         that cannot be used; 130 after Ctrl-C, with the results so far written.
     """
     args = build_parser().parse_args(argv)
+    if getattr(args, "max_pixels", None):
+        from . import images
+
+        images.MAX_PIXELS = args.max_pixels
     return args.run(args)
 
 
@@ -87,9 +97,10 @@ def _info(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from .detector import Detector
-    from .server import Models, serve
+    from .server import MODEL_SECONDS, Models, serve
 
-    models = Models(lambda source, name: Detector(source, args.device, args.threads or 0, name))
+    options = (args.device, args.threads or 0)
+    models = Models(lambda source, name: Detector(source, *options, name, MODEL_SECONDS))
     for path in args.models:
         models.add(path, Path(path).name)
     serve(models, args.host, args.port)

@@ -1,7 +1,9 @@
 """The detector: an ONNX file of MimicDet's export behind a call with an image."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,22 @@ import numpy as np
 from PIL import Image
 
 from .detections import Detections, rescale
-from .errors import UserError
+from .errors import ImageError, UserError
 from .metadata import ModelInfo, parse_metadata
 
 DEVICES = ("cpu", "cuda")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_INPUTS = {"images", "image_sizes"}
-_OUTPUTS = ["boxes", "scores", "classes", "num_detections"]
+# Type and shape of the graph's inputs and outputs; None: any number, N images or K detections.
+_INPUTS = {
+    "images": ("tensor(float)", (None, 3, None, None)),
+    "image_sizes": ("tensor(int64)", (None, 2)),
+}
+_OUTPUTS = {
+    "boxes": ("tensor(float)", (None, None, 4)),
+    "scores": ("tensor(float)", (None, None)),
+    "classes": ("tensor(int64)", (None, None)),
+    "num_detections": ("tensor(int64)", (None,)),
+}
 
 
 class Detector:
@@ -35,6 +46,7 @@ class Detector:
         device: str = "cpu",
         threads: int = 0,
         name: str | None = None,
+        seconds: float | None = None,
     ) -> None:
         """
         Args:
@@ -42,21 +54,25 @@ class Detector:
             device: "cpu" or "cuda".
             threads: threads inside an operator; 0: ONNX Runtime's choice.
             name: how messages call the model; None: its path.
+            seconds: that a run of the model may take; None: any.
 
         Raises:
-            UserError: no such file, not MimicDet's, or the device is not to be had.
+            UserError: no such file, not MimicDet's, damaged, or the device is not to be had.
         """
         self.name = name or (str(model) if not isinstance(model, bytes) else "the model")
         self._session = _open_session(model, self.name, device, threads)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.info: ModelInfo = parse_metadata(metadata, self.name)
-        inputs = {entry.name for entry in self._session.get_inputs()}
-        outputs = {entry.name for entry in self._session.get_outputs()}
-        if inputs != _INPUTS or not outputs.issuperset(_OUTPUTS):
+        self._seconds = seconds
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        names = {entry.name for entry in inputs}, {entry.name for entry in outputs}
+        if names[0] != _INPUTS.keys() or not names[1] >= _OUTPUTS.keys():
             raise UserError(
-                f"{self.name}: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not "
+                f"{self.name}: inputs {sorted(names[0])} and outputs {sorted(names[1])} are not "
                 "those of a MimicDet model"
             )
+        _check_declared(self.name, inputs, _INPUTS)
+        _check_declared(self.name, outputs, _OUTPUTS)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -74,7 +90,8 @@ class Detector:
         Detect in several (H, W, 3) uint8 BGR images at once; sizes may differ.
 
         Raises:
-            UserError: an array is no such image, or a model that resizes inside gets several.
+            UserError: an array is no such image, a model that resizes inside gets several, the
+                model fails or takes too long. ImageError: what it finds in an image makes no sense.
         """
         for image in images:
             _check_image(image)
@@ -83,13 +100,49 @@ class Detector:
         if not images:
             return []
         resized = [self._resized(image) for image in images]
-        outputs = self._session.run(_OUTPUTS, make_batch(resized, self.info))
+        outputs = self._run(make_batch(resized, self.info))
         results = []
-        for image, from_image, boxes, scores, classes, count in zip(images, resized, *outputs):
-            boxes, has_area = rescale(boxes[:count], from_image.shape[:2], image.shape[:2])
-            kept = (boxes[has_area], scores[:count][has_area], classes[:count][has_area])
+        for index, (image, from_image, *found) in enumerate(zip(images, resized, *outputs)):
+            boxes, scores, classes = self._checked(index, *found)
+            boxes, has_area = rescale(boxes, from_image.shape[:2], image.shape[:2])
+            kept = (boxes[has_area], scores[has_area], classes[has_area])
             results.append(Detections(*kept, self.class_names))
         return results
+
+    def _run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with _run_options(self._seconds) as options:
+            try:
+                outputs = self._session.run(list(_OUTPUTS), inputs, options)
+            # Its errors share no base class but Exception.
+            except Exception as error:
+                if options.terminate:
+                    raise UserError(f"{self.name}: took more than {self._seconds} s") from error
+                raise UserError(f"{self.name}: fails: {_first_line(error)}") from error
+        shapes = [output.shape for output in outputs]
+        images, most = len(inputs["images"]), shapes[0][1] if len(shapes[0]) > 1 else 0
+        if shapes != [(images, most, 4), (images, most), (images, most), (images,)]:
+            raise UserError(
+                f"{self.name}: the shapes of its outputs for {images} images do not fit each "
+                f"other: {', '.join(f'{name} {shape}' for name, shape in zip(_OUTPUTS, shapes))}"
+            )
+        return outputs
+
+    def _checked(
+        self, index: int, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Those of the first `count` rows, which have to be numbers that mean something."""
+        if not 0 <= count <= len(scores):
+            raise ImageError(index, f"{self.name} gives {count} of {len(scores)} detections")
+        boxes, scores, classes = boxes[:count], scores[:count], classes[:count]
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ImageError(index, f"{self.name} gives boxes or scores that are not finite")
+        if count and not 0 <= classes.min() <= classes.max() < len(self.class_names):
+            raise ImageError(
+                index,
+                f"{self.name} gives class {classes.min()} to {classes.max()}, "
+                f"but names {len(self.class_names)}",
+            )
+        return boxes, scores, classes
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         if self.info.includes_resize:
@@ -157,5 +210,42 @@ def _open_session(model: Any, name: str, device: str, threads: int) -> Any:
         )
     # Its errors share no base class but Exception.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: ONNX Runtime cannot load it: {reason}") from error
+        raise UserError(f"{name}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _run_options(seconds: float | None) -> Iterator[Any]:
+    """Options of a run that ends it after a time; None: never."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    if seconds is None:
+        yield options
+        return
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.start()
+    try:
+        yield options
+    finally:
+        timer.cancel()
+
+
+def _check_declared(model: str, entries: Sequence[Any], expected: dict[str, Any]) -> None:
+    """UserError for an input or output of another type or shape; a symbolic size fits any."""
+    for entry in entries:
+        if entry.name not in expected:
+            continue
+        kind, shape = expected[entry.name]
+        fits = len(entry.shape) == len(shape) and all(
+            want in (None, size) or not isinstance(size, int)
+            for want, size in zip(shape, entry.shape)
+        )
+        if entry.type != kind or not fits:
+            raise UserError(
+                f"{model}: {entry.name} is {entry.type} of shape {entry.shape}, not {kind} of "
+                f"shape {['any' if size is None else size for size in shape]}"
+            )

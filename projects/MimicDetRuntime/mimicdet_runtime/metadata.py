@@ -1,7 +1,9 @@
 """What an exported model says about itself: the metadata key `mimicdet` of its ONNX file."""
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,10 @@ from .errors import UserError
 
 METADATA_KEY = "mimicdet"
 FORMAT_VERSION = 1
+MAX_SIDE = 4096  # pixels of what a model's images are resized to
+_MAX_LENGTH = 2**20  # characters of all metadata
+_MAX_DEPTH = 10
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -57,40 +63,130 @@ def parse_metadata(metadata: Mapping[str, str], model: str) -> ModelInfo:
 
     Raises:
         UserError: the file was not written by MimicDet's export, is of a later format, or a key
-            is missing or of a wrong kind.
+            is missing or has a value that it cannot have.
     """
     if METADATA_KEY not in metadata:
         raise UserError(f"{model}: not written by MimicDet's export (no metadata '{METADATA_KEY}')")
     try:
-        written = json.loads(metadata[METADATA_KEY])
-        version = written["format_version"]
-        if version != FORMAT_VERSION:
+        written = _parse_json(metadata[METADATA_KEY])
+        version = _value(written, "format_version")
+        if type(version) is not int or version != FORMAT_VERSION:
             raise UserError(
-                f"{model}: format version {version}; this runtime reads version {FORMAT_VERSION}"
+                f"{model}: format version {_short(version)}; "
+                f"this runtime reads version {FORMAT_VERSION}"
             )
-        return _model_info(written)
-    except UserError:
-        raise
+        for key, (is_valid, expected) in _RULES.items():
+            value = _value(written, key)
+            if not is_valid(value):
+                raise ValueError(f"{key} is {_short(value)}, not {expected}")
     except KeyError as error:
         raise UserError(f"{model}: its metadata lack {error}") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{model}: its metadata are damaged: {error}") from error
+    return _model_info(written)
+
+
+def _parse_json(text: str) -> dict[str, Any]:
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"they are longer than {_MAX_LENGTH} characters")
+    try:
+        written = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("they are nested too deeply") from error
+    if not isinstance(written, dict):
+        raise ValueError("they are no table of keys and values")
+    level: list[Any] = [written]
+    for _ in range(_MAX_DEPTH):
+        tables = [
+            x.values() if isinstance(x, dict) else x for x in level if type(x) in (dict, list)
+        ]
+        level = [value for table in tables for value in table]
+    if level:
+        raise ValueError("they are nested too deeply")
+    return written
+
+
+def _value(written: dict[str, Any], key: str) -> Any:
+    """The value of a key, or of "key.inner"; KeyError where it is missing."""
+    outer, _, inner = key.partition(".")
+    value = written[outer]
+    if not inner:
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{outer} is {_short(value)}, not a table")
+    if inner not in value:
+        raise KeyError(key)
+    return value[inner]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)  # ASCII, whatever is in a string
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 1000 and not _CONTROL.search(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9 and math.isfinite(value)
+
+
+def _are_three(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, list) and len(x) == 3 and all(map(is_valid, x))
+
+
+def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
+    is_valid = lambda x: type(x) is int and least <= x <= most  # noqa: E731
+    return is_valid, f"a whole number from {least} to {most}"
+
+
+_TEXT = (_is_text, "text without control characters")
+_PROBABILITY = (lambda x: _is_number(x) and 0 <= x <= 1, "a number from 0 to 1")
+# What each key may hold, all of which the export writes.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "input_format": (lambda x: x in ("BGR", "RGB"), "BGR or RGB"),
+    "class_names": (
+        lambda x: isinstance(x, list) and 0 < len(x) <= 100_000 and all(map(_is_text, x)),
+        "a list of names",
+    ),
+    "pixel_mean": (_are_three(_is_number), "three numbers"),
+    "pixel_std": (_are_three(lambda x: _is_number(x) and x > 0), "three numbers above 0"),
+    "resize.min_size": _whole(0, MAX_SIDE),
+    "resize.max_size": _whole(1, MAX_SIDE),
+    "resize.interpolation": (lambda x: x == "bilinear", "bilinear"),
+    "includes_resize": (lambda x: isinstance(x, bool), "true or false"),
+    "size_divisor": _whole(0, 1024),
+    "score_threshold": _PROBABILITY,
+    "nms_threshold": _PROBABILITY,
+    "detections_per_image": _whole(1, 100_000),
+    "precision": (
+        lambda x: x in ("float32", "float16", "bfloat16"),
+        "float32, float16 or bfloat16",
+    ),
+    "weights_sha256": (
+        lambda x: isinstance(x, str) and re.fullmatch("[0-9a-f]{64}", x) is not None,
+        "64 hexadecimal digits",
+    ),
+    "mimicdet_version": _TEXT,
+    "config": _TEXT,
+    "opset": (lambda x: x is None or (type(x) is int and 1 <= x <= 1000), "a number or null"),
+}
 
 
 def _model_info(written: Mapping[str, Any]) -> ModelInfo:
-    input_format = written["input_format"]
-    if input_format not in ("BGR", "RGB"):
-        raise ValueError(f"input_format is {input_format!r}, not BGR or RGB")
     resize = written["resize"]
     return ModelInfo(
-        class_names=tuple(str(name) for name in written["class_names"]),
-        input_format=input_format,
-        resize=ResizeRule(int(resize["min_size"]), int(resize["max_size"])),
-        includes_resize=bool(written["includes_resize"]),
-        size_divisor=max(int(written["size_divisor"]), 1),
+        class_names=tuple(written["class_names"]),
+        input_format=written["input_format"],
+        resize=ResizeRule(resize["min_size"], resize["max_size"]),
+        includes_resize=written["includes_resize"],
+        size_divisor=max(written["size_divisor"], 1),
         score_threshold=float(written["score_threshold"]),
         nms_threshold=float(written["nms_threshold"]),
-        detections_per_image=int(written["detections_per_image"]),
+        detections_per_image=written["detections_per_image"],
         written=written,
     )
 
@@ -107,5 +203,7 @@ def format_metadata(info: ModelInfo) -> str:
             rows.append((key, ", ".join(map(str, value))))
         else:
             rows.append((key, str(value)))
+    # Keys that this version does not know are shown too, and may hold anything.
+    rows = [(_CONTROL.sub("?", key), _CONTROL.sub("?", value)) for key, value in rows]
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .detections import Detections
 from .drawing import draw_detections
-from .errors import UserError
+from .errors import ImageError, UserError
 from .images import ImageFile, read_image, write_image
 from .progress import Progress
 from .video import VideoReader, VideoWriter
@@ -47,6 +47,9 @@ def run_on_images(
 
     `handle` gets a file, its (H, W, 3) uint8 BGR image and the detections of at least `score` once
     the drawing is written; False stops. Returns a message for each file that could not be read.
+
+    Raises:
+        UserError: a file cannot be written, or the detector fails on an image.
     """
     problems: list[str] = []
 
@@ -61,7 +64,10 @@ def run_on_images(
 
     images = readable()
     while group := list(itertools.islice(images, batch_size)):
-        results = detector.detect([image for _, image in group])
+        try:
+            results = detector.detect([image for _, image in group])
+        except ImageError as error:
+            raise UserError(f"{group[error.index][0].path}: {error}") from error
         for (file, image), result in zip(group, results):
             detections = result.above(score)
             target = targets[file]
@@ -95,7 +101,10 @@ def run_on_video(
         if writer is not None:
             stack.callback(writer.close)
         for number, frame in enumerate(video, 1):
-            detections = detector.detect([frame])[0].above(score)
+            try:
+                detections = detector.detect([frame])[0].above(score)
+            except ImageError as error:
+                raise UserError(f"{video.name}, frame {number}: {error}") from error
             if writer is not None:
                 writer.write(draw_detections(frame, detections))
             if not handle(number, frame, detections):
