@@ -19,7 +19,7 @@ from tests.runtime.mock_model import make_metadata, write_mock
 @contextmanager
 def running(models):
     page = PageServer(models, port=0)
-    thread = threading.Thread(target=page.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=page.serve_forever)
     thread.start()
     try:
         yield page
@@ -154,5 +154,5 @@ def test_a_failing_model_does_not_end_the_server(model_file, capsys):
 
 def test_a_port_in_use_is_one_line(page):
     with pytest.raises(UserError, match="cannot listen at 127.0.0.1"):
-        server.serve(Models(None), "127.0.0.1", page.server_port)
+        server.serve(Models(None), "127.0.0.1", page.server_address[1])
     assert Path(server.__file__).with_name("static").is_dir()

@@ -1,5 +1,5 @@
 """
-The web page: a small HTTP server of the standard library, one page, no outside address.
+The web page: one page, no outside address, on the server of http_server.py.
 
     GET  /                      the page; /app.js, /style.css, /icon.svg
     GET  /api/models            the models to choose from
@@ -11,32 +11,34 @@ The web page: a small HTTP server of the standard library, one page, no outside 
 Errors are JSON {"error": "one line"} with a 4xx status. A POST needs the header X-MimicDet, which a
 page of another site cannot send without being asked for leave first, and it never gets leave. While
 listening on this machine alone, only this machine's names are accepted as Host, so that no foreign
-name can be pointed here.
+name can be pointed here. 503 with Retry-After: as many requests wait as the server takes.
 """
 
 import ipaddress
 import json
-import socket
-import sys
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from .detections import Detections
 from .errors import UserError
+from .http_server import Answer, HttpServer, Limits, Request, RequestError
 from .images import decode_image
 
 MAX_IMAGE_BYTES = 32 * 2**20
-MAX_MODEL_BYTES = 1024 * 2**20
-MAX_UPLOADED_MODELS = 4
-_TIMEOUT_SECONDS = 60
+MAX_MODEL_BYTES = 512 * 2**20
+# Of uploaded models the newest stay, as many as fit both limits.
+MAX_UPLOADED_MODELS = 2
+MAX_UPLOADED_BYTES = 512 * 2**20
+MODEL_SECONDS = 60.0  # that a model may take for an image
 _STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
@@ -66,24 +68,20 @@ class ServedModel(Protocol):
         ...
 
 
-class RequestError(Exception):
-    """A request that is answered by a status and one line."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class Models:
-    """The models of one server by their ids; safe to use from several threads."""
+    """The models of one server by their ids; safe to use from several threads.
+
+    A model in use while it is dropped stays until its answer is given.
+    """
 
     def __init__(self, load: Callable[[Any, str], ServedModel] | None) -> None:
         """load: makes a model of (path or content, name); None: no model can be uploaded."""
         self._load = load
         self._models: dict[str, tuple[str, ServedModel]] = {}
-        self._uploaded: list[str] = []
+        self._uploaded: dict[str, int] = {}  # sizes of the files in bytes, oldest first
         self._count = 0
         self._lock = threading.Lock()
+        self._loading = threading.Lock()  # one at a time: loading takes several times the file
 
     @property
     def takes_uploads(self) -> bool:
@@ -91,21 +89,29 @@ class Models:
         return self._load is not None
 
     def add(self, source: Any, name: str, uploaded: bool = False) -> dict[str, Any]:
-        """Load a model from a path or a file's content; of uploads the newest four stay."""
+        """Load a model from a path, or an upload from its content; returns its description."""
         if self._load is None:
             raise UserError("this server takes no models")
-        return self.put(self._load(source, name), name, uploaded)
+        with self._loading:
+            return self.put(self._load(source, name), name, len(source) if uploaded else None)
 
-    def put(self, model: ServedModel, name: str, uploaded: bool = False) -> dict[str, Any]:
-        """Add a model that is loaded; returns its description."""
+    def put(self, model: ServedModel, name: str, upload_bytes: int | None = None) -> dict[str, Any]:
+        """
+        Add a model that is loaded; returns its description. An upload, of `upload_bytes`, may take
+        the place of older ones.
+        """
         with self._lock:
             self._count += 1
             key = str(self._count)
             self._models[key] = (name, model)
-            if uploaded:
-                self._uploaded.append(key)
-                if len(self._uploaded) > MAX_UPLOADED_MODELS:
-                    del self._models[self._uploaded.pop(0)]
+            if upload_bytes is not None:
+                self._uploaded[key] = upload_bytes
+            while (
+                len(self._uploaded) > MAX_UPLOADED_MODELS
+                or sum(self._uploaded.values()) > MAX_UPLOADED_BYTES
+            ):
+                oldest = next(iter(self._uploaded))
+                del self._uploaded[oldest], self._models[oldest]
         return _describe(key, name, model)
 
     def get(self, key: str) -> ServedModel:
@@ -134,131 +140,80 @@ def _describe(key: str, name: str, model: ServedModel) -> dict[str, Any]:
     }
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers one connection; the server holds the models."""
-
-    server: "PageServer"
-    server_version = "mimicdet"
-    sys_version = ""
-    protocol_version = "HTTP/1.1"
-    timeout = _TIMEOUT_SECONDS
-
-    def do_GET(self) -> None:
-        """The page's files and the list of models."""
-        self._answer(self._get)
-
-    def do_POST(self) -> None:
-        """Uploads and detection."""
-        self._answer(self._post)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged: the terminal shows the address and real errors only."""
-
-    def _answer(self, work: Callable[[str, dict[str, str]], None]) -> None:
-        url = urlsplit(self.path)
-        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        try:
-            self._check_host()
-            work(url.path, query)
-        except RequestError as error:
-            self._send_json({"error": str(error)}, error.status)
-        except UserError as error:
-            self._send_json({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
-        except Exception as error:  # the server goes on, and the visitor learns that it failed
-            print(f"mimicdet: {self.path}: {error!r}", file=sys.stderr)
-            self._send_json({"error": "the server failed"}, HTTPStatus.INTERNAL_SERVER_ERROR)
-
-    def _get(self, path: str, query: dict[str, str]) -> None:
-        if path in _STATIC:
-            name, kind = _STATIC[path]
-            content = (resources.files(__package__) / "static" / name).read_bytes()
-            self._send(content, kind)
-        elif path == "/api/models":
-            self._send_json(self.server.describe())
-        else:
-            raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
-
-    def _post(self, path: str, query: dict[str, str]) -> None:
-        if "X-MimicDet" not in self.headers:
-            raise RequestError(HTTPStatus.FORBIDDEN, "the header X-MimicDet is missing")
-        if path == "/api/models":
-            name = query.get("name", "")[:100] or "uploaded model"
-            content = self._body(MAX_MODEL_BYTES)
-            self._send_json(self.server.models.add(content, name, uploaded=True))
-        elif path == "/api/detect":
-            model = self.server.models.get(query.get("model", ""))
-            self._send_json(self.server.detect(model, self._image()))
-        elif path == "/api/sampling":
-            model = self.server.models.get(query.get("model", ""))
-            box = _parse_box(query.get("box", ""))
-            self._send_json(self.server.sampling(model, self._image(), box))
-        else:
-            raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
-
-    def _check_host(self) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        if self.server.is_local and not _is_loopback(host):
-            raise RequestError(HTTPStatus.FORBIDDEN, "this server answers to localhost only")
-
-    def _image(self) -> np.ndarray:
-        return decode_image(self._body(MAX_IMAGE_BYTES), "the upload")
-
-    def _body(self, limit: int) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            self.close_connection = True
-            raise RequestError(HTTPStatus.LENGTH_REQUIRED, "the length of the upload is missing")
-        if int(length) > limit:
-            self.close_connection = True
-            megabytes = limit // 2**20
-            raise RequestError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file is larger than {megabytes} MB"
-            )
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            raise ConnectionError("the upload broke off")
-        return body
-
-    def _send_json(self, content: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
-        if status >= HTTPStatus.BAD_REQUEST and self.command == "POST":
-            # A body that was not read would be taken for the next request.
-            self.close_connection = True
-        self._send(json.dumps(content).encode(), "application/json", status)
-
-    def _send(self, content: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        for name, value in _HEADERS.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-
-class PageServer(ThreadingHTTPServer):
+class PageServer(HttpServer):
     """The server; one image is worked on at a time, since each uses all the processor has."""
 
-    daemon_threads = True
+    headers = _HEADERS
 
-    def __init__(self, models: Models, host: str = "127.0.0.1", port: int = 8000) -> None:
+    def __init__(
+        self,
+        models: Models,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        limits: Limits | None = None,
+    ) -> None:
         """Offer models at an address; port 0: any that is free. OSError: it cannot be had."""
+        super().__init__(host, port, limits)
         self.models = models
         self._host = host
         self.is_local = _is_loopback(host)
         self._busy = threading.Lock()
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__((host, port), _Handler)
+
+    def check(self, request: Request) -> int:
+        """The most bytes of the body; RequestError for what is refused whatever the body is."""
+        self._check_host(request.headers.get("Host", ""))
+        if request.method == "GET":
+            return 0
+        if request.method != "POST":
+            raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, "GET and POST are answered")
+        if "X-MimicDet" not in request.headers:
+            raise RequestError(HTTPStatus.FORBIDDEN, "the header X-MimicDet is missing")
+        if request.path == "/api/models":
+            return MAX_MODEL_BYTES
+        if request.path in ("/api/detect", "/api/sampling"):
+            self.models.get(request.query.get("model", ""))
+            return MAX_IMAGE_BYTES
+        raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
+
+    def answer(self, request: Request) -> Answer:
+        """The page, or what its script asks for."""
+        if request.method == "POST":
+            return _json(self._post(request))
+        if request.path == "/api/models":
+            return _json(self.describe())
+        if request.path not in _STATIC:
+            raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
+        name, kind = _STATIC[request.path]
+        return Answer((resources.files(__package__) / "static" / name).read_bytes(), kind)
+
+    def error_answer(self, status: HTTPStatus, message: str) -> Answer:
+        """JSON with one line."""
+        return _json({"error": message}, status)
+
+    def _post(self, request: Request) -> dict[str, Any]:
+        if request.path == "/api/models":
+            name = request.query.get("name", "")[:100] or "uploaded model"
+            return self.models.add(request.body, name, uploaded=True)
+        model = self.models.get(request.query.get("model", ""))
+        if request.path == "/api/detect":
+            return self.detect(model, decode_image(request.body, "the upload"))
+        box = _parse_box(request.query.get("box", ""))
+        return self.sampling(model, decode_image(request.body, "the upload"), box)
+
+    def _check_host(self, text: str) -> None:
+        try:
+            url = urlsplit(f"//{text}")
+            _ = url.port  # raises ValueError as urlsplit does
+        except ValueError as error:
+            raise RequestError(HTTPStatus.BAD_REQUEST, "Host is not a name and port") from error
+        if self.is_local and not _is_loopback(url.hostname or ""):
+            raise RequestError(HTTPStatus.FORBIDDEN, "this server answers to localhost only")
 
     @property
     def address(self) -> str:
         """What to type into a browser."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self.server_port}/"
+        return f"http://{host}:{self.server_address[1]}/"
 
     def describe(self) -> dict[str, Any]:
         """The answer of GET /api/models."""
@@ -316,9 +271,33 @@ def serve(models: Models, host: str, port: int) -> None:
         server = PageServer(models, host, port)
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen at {host}:{port}: {error}") from error
-    with server:
+    with server, _stops(server):
         print(f"Open {server.address} in a browser; Ctrl-C stops.", flush=True)
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+        except KeyboardInterrupt:  # a second one: the answers are not waited for
+            pass
+    print()
+
+
+@contextmanager
+def _stops(server: HttpServer) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the server once it has answered; a second one ends it at once."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: Any) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        server.shutdown()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _json(content: Any, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+    return Answer(json.dumps(content).encode(), "application/json", status)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mimicdet_runtime import Detector
-from mimicdet_runtime.server import Models, serve
+from mimicdet_runtime.server import MODEL_SECONDS, Models, serve
 
 from ..utils.errors import command
 from ..visualization.sampling import sampling_points
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_models(args: argparse.Namespace) -> Models:
     """The checkpoint, then the ONNX files; UserError where one of them cannot be used."""
-    models = Models(lambda source, name: Detector(source, name=name))
+    models = Models(lambda source, name: Detector(source, name=name, seconds=MODEL_SECONDS))
     # Not optimized: what is sampled is read from the model's own modules.
     opts = [*args.opts, "MODEL.WEIGHTS", args.weights]
     predictor = load_predictor(args.config_file, opts, optimize=False)
