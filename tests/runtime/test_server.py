@@ -17,8 +17,8 @@ from tests.runtime.mock_model import make_metadata, write_mock
 
 
 @contextmanager
-def running(models):
-    page = PageServer(models, port=0)
+def running(models, limits=None):
+    page = PageServer(models, port=0, limits=limits)
     thread = threading.Thread(target=page.serve_forever)
     thread.start()
     try:
