@@ -216,6 +216,8 @@ class HttpServer:
                 pass
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
             pass  # the visitor is gone
+        except asyncio.CancelledError:
+            pass  # dropped; asyncio of Python 3.11 would print it as an error
         finally:
             self._connections.discard(connection)
             self._release(connection)
