@@ -122,6 +122,7 @@ REFUSED = {
     "cut.png": (noise("PNG")[:2000], "not an image that can be read"),
     "cut.jpg": (noise("JPEG")[:-200], "not an image that can be read"),
     "cut.webp": (noise("WEBP")[:-100], "not an image that can be read"),
+    "thread.png": (encoded(Image.new("1", (65536, 1))), "65536 x 1 pixels are more than"),
     "script.eps": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
         "not an image",

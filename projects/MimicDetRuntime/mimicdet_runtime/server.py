@@ -141,7 +141,10 @@ def _describe(key: str, name: str, model: ServedModel) -> dict[str, Any]:
 
 
 class PageServer(HttpServer):
-    """The server; one image is worked on at a time, since each uses all the processor has."""
+    """
+    The server; one image is unpacked and worked on at a time, since each uses all the processor
+    has, and a large one much of the memory.
+    """
 
     headers = _HEADERS
 
@@ -157,7 +160,7 @@ class PageServer(HttpServer):
         self.models = models
         self._host = host
         self.is_local = _is_loopback(host)
-        self._busy = threading.Lock()
+        self._busy = threading.RLock()
 
     def check(self, request: Request) -> int:
         """The most bytes of the body; RequestError for what is refused whatever the body is."""
@@ -196,9 +199,11 @@ class PageServer(HttpServer):
             return self.models.add(request.body, name, uploaded=True)
         model = self.models.get(request.query.get("model", ""))
         if request.path == "/api/detect":
-            return self.detect(model, decode_image(request.body, "the upload"))
+            with self._busy:
+                return self.detect(model, decode_image(request.body, "the upload"))
         box = _parse_box(request.query.get("box", ""))
-        return self.sampling(model, decode_image(request.body, "the upload"), box)
+        with self._busy:
+            return self.sampling(model, decode_image(request.body, "the upload"), box)
 
     def _check_host(self, text: str) -> None:
         try:
