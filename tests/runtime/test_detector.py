@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from mimicdet_runtime import Detector, UserError, read_image
+from mimicdet_runtime.cli import main
 from mimicdet_runtime.detections import Detections, rescale
 from mimicdet_runtime.detector import make_batch
 from mimicdet_runtime.drawing import class_color, draw_detections
@@ -153,6 +154,88 @@ def test_info_shows_all_that_was_written(model_file):
     assert len(lines) == len(make_metadata()) + 2, "resize has three lines"
     assert any(line.split() == ["class_names", "2:", "circle,", "square"] for line in lines)
     assert any(line.split() == ["resize.min_size", "48"] for line in lines)
+
+
+# Models whose outputs make no sense
+
+
+def rewired(path, **outputs):
+    """The small model with other outputs: name to (value for every run, declared shape)."""
+    model = onnx.load(write_mock(path))
+    for name, (value, shape) in outputs.items():
+        for node in model.graph.node:
+            node.output[:] = [f"real_{name}" if x == name else x for x in node.output]
+        value = np.asarray(value)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, f"new_{name}"))
+        model.graph.node.append(onnx.helper.make_node("Identity", [f"new_{name}"], [name]))
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        for info in model.graph.output:
+            if info.name == name:
+                info.CopyFrom(onnx.helper.make_tensor_value_info(name, kind, shape))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "outputs, message",
+    [
+        (
+            {"scores": (np.float32([[np.nan, 0.5]]), ["N", 2])},
+            "boxes or scores that are not finite",
+        ),
+        (
+            {"scores": (np.float32([[np.inf, 0.5]]), ["N", 2])},
+            "boxes or scores that are not finite",
+        ),
+        ({"boxes": (np.float32(np.full((1, 2, 4), np.nan)), ["N", 2, 4])}, "are not finite"),
+        ({"classes": (np.int64([[0, 2]]), ["N", 2])}, "class 0 to 2, but names 2"),
+        ({"classes": (np.int64([[-1, 0]]), ["N", 2])}, "class -1 to 0, but names 2"),
+        ({"num_detections": (np.int64([3]), ["N"])}, "3 of 2 detections"),
+        ({"num_detections": (np.int64([-1]), ["N"])}, "-1 of 2 detections"),
+        ({"scores": (np.float32([[0.5]]), ["N", "K"])}, "shapes of its outputs for 1 images"),
+        ({"num_detections": (np.int64([1, 1]), ["N"])}, "shapes of its outputs for 1 images"),
+        (
+            {"boxes": (np.float32(np.zeros((1, 2, 5))), ["N", 2, 5])},
+            r"boxes is .*\['any', 'any', 4\]",
+        ),
+        ({"scores": (np.float64([[0.5, 0.5]]), ["N", 2])}, r"scores is tensor\(double\)"),
+        ({"scores": (np.float32([0.5]), ["N"])}, "scores is .* of shape"),
+    ],
+)
+def test_outputs_that_make_no_sense_are_named(tmp_path, outputs, message):
+    with pytest.raises(UserError, match=f"wrong.onnx.*{message}"):
+        Detector(rewired(tmp_path / "wrong.onnx", **outputs))(grey(60, 80, 102))
+
+
+def test_an_image_that_the_model_fails_on_is_named(tmp_path, image_folder, capsys):
+    model = rewired(tmp_path / "nan.onnx", scores=(np.float32([[np.nan, 0.5]]), ["N", 2]))
+    assert main(["detect", str(model), str(image_folder), "-o", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {image_folder / 'a.png'}: {model} gives")
+
+
+def test_a_model_that_fails_or_never_ends_is_one_line(tmp_path):
+    fixed = rewired(tmp_path / "fixed.onnx", boxes=(np.zeros((1, 2, 4), np.float32), [1, 2, 4]))
+    with pytest.raises(UserError, match="fixed.onnx: the shapes of its outputs for 2 images"):
+        Detector(fixed).detect([grey(60, 80, 102)] * 2)
+    model = onnx.load(write_mock(tmp_path / "endless.onnx"))
+    make, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [make("Identity", ["go"], ["on"]), make("Add", ["sum", "one"], ["more"])],
+        "body",
+        [info("i", 7, []), info("go", 9, []), info("sum", 1, ["N"])],
+        [info("on", 9, []), info("more", 1, ["N"])],
+    )
+    for name, value in (("most", np.int64(2**60)), ("yes", np.bool_(True)), ("one", np.float32(1))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    model.graph.node[3].output[0] = "start"
+    loop = make("Loop", ["most", "yes", "start"], ["brightest"], body=body)
+    nodes = [*model.graph.node[:4], loop, *model.graph.node[4:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "endless.onnx")
+    with pytest.raises(UserError, match="endless.onnx: took more than 0.2 s"):
+        Detector(tmp_path / "endless.onnx", seconds=0.2)(grey(60, 80, 102))
 
 
 # Image files

@@ -44,12 +44,12 @@ def command(main: Main) -> Callable[..., int]:
 @contextmanager
 def file_errors(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
     """
-    Around the reading or writing of a file that the user named: OSError becomes UserError, which
-    names `path`, or without it what the OSError names. Errors of writing itself name nothing.
+    Around the reading or writing of a file that the user named: OSError becomes UserError. It names
+    the file that the OSError names, or `path` where that names none, as on a full disk.
     """
     try:
         yield
     except OSError as error:
-        name = error.filename if path is None else path
+        name = error.filename if error.filename is not None else path
         named = f"{name}: " if name is not None else ""
         raise UserError(f"{named}{error.strerror or error}") from error
