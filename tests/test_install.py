@@ -289,7 +289,7 @@ def test_detectron2_is_no_plain_requirement(tmp_path):
     assert {"torch", "torchvision", "fvcore", "pycocotools"} <= set(plain.split())
     assert "detectron2" not in plain
     names = [part.split("]")[0].strip() for part in extras]
-    assert names == ["[detectron2", "[dev", "[export", "[test"]
+    assert names == ["[detectron2", "[dev", "[export", "[pretrained", "[test"]
     assert COMMIT in extras[0]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "projects" / "MimicDet" / "mimicdet"
 # Optional, or slow to import where most runs do not need them.
-HEAVY = {"cv2", "matplotlib", "onnx", "onnxruntime", "onnxscript", "safetensors"}
+HEAVY = {"cv2", "matplotlib", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm"}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))

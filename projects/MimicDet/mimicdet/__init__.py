@@ -9,6 +9,8 @@ from .modeling.backbone import (
     StaggeredFPN,
     build_pyramid_backbone,
     build_resnet_staggered_fpn_backbone,
+    build_staggered_fpn_backbone,
+    build_timm_backbone,
 )
 from .modeling.heads import MimicTeacherHeads, StudentHead
 from .modeling.proposal_generator import RefinementModule
@@ -32,6 +34,8 @@ __all__ = [
     "build_distiller",
     "build_pyramid_backbone",
     "build_resnet_staggered_fpn_backbone",
+    "build_staggered_fpn_backbone",
+    "build_timm_backbone",
     "data",
     "model_zoo",
     "optimize_for_inference",

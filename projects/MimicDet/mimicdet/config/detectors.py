@@ -5,7 +5,7 @@ from detectron2.config import CfgNode as CN
 
 def add_detector_config(cfg: CN) -> None:
     """
-    Add MODEL.ATSS, GFL, FCOS, PYRAMID, MOBILENET_V2, VGG and SHUFFLENET to a config, in place.
+    Add MODEL.ATSS, GFL, FCOS, PYRAMID, TIMM, MOBILENET_V2, VGG and SHUFFLENET to a config, in place.
 
     What Detectron2's RetinaNet has a key for is read from there by ATSS, GFL and FCOS too:
     MODEL.RETINANET.NUM_CLASSES, IN_FEATURES, NUM_CONVS, NORM (of both towers), PRIOR_PROB,
@@ -40,11 +40,23 @@ def add_detector_config(cfg: CN) -> None:
 
     # ---------------------------------------------------------------- backbones
     cfg.MODEL.PYRAMID = CN()
-    # What build_pyramid_backbone puts MODEL.FPN on: a name of Detectron2's backbone registry.
+    # What build_pyramid_backbone and build_staggered_fpn_backbone put MODEL.FPN on: a name of
+    # Detectron2's backbone registry.
     cfg.MODEL.PYRAMID.BOTTOM_UP = "build_resnet_backbone"
     # Levels above P5: "none", "maxpool" (P6 of Faster R-CNN), or P6 and P7 by 3x3 convs of
     # stride 2 on the backbone's last map ("conv_on_c5": RetinaNet) or on P5 ("conv_on_p5": FCOS).
     cfg.MODEL.PYRAMID.EXTRA_LEVELS = "conv_on_p5"
+
+    # build_timm_backbone. MODEL.WEIGHTS "package://..." or "timm://NAME" brings its weights;
+    # load_config takes MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT from timm unless set.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # of timm.list_models()
+    # Of timm's network: ["drop_path_rate", 0.1, "output_stride", 16, ...]
+    cfg.MODEL.TIMM.OPTIONS = []
+    # "BN": batch norms as timm has them; "FrozenBN" or "SyncBN": in their place.
+    cfg.MODEL.TIMM.NORM = "BN"
+    # By stride as in Detectron2's ResNets: res2 is 4, res5 is 32.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
     cfg.MODEL.MOBILENET_V2 = CN()
     # Factor on every layer's channels: 1.0, or 0.5 for the half-width version.

@@ -1,5 +1,6 @@
 """Errors that a user can cause, and checks that raise them."""
 
+import difflib
 import json
 import os
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ __all__ = [
     "command",
     "file_errors",
     "make_folder",
+    "near_names",
     "read_json",
     "read_text",
 ]
@@ -64,8 +66,20 @@ def make_folder(path: str | Path) -> None:
         raise UserError(f"{path}: this folder cannot be written to")
 
 
-def check_installed(what: str, *packages: str) -> None:
-    """Raise UserError where an optional package is missing that `what` needs."""
+def near_names(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean ...?", or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def check_installed(what: str, *packages: str, pip: str = "") -> None:
+    """
+    Raise UserError where an optional package is missing that `what` needs.
+
+    Args:
+        pip: what `pip install` takes to get it; "": the extra 'export'.
+    """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise UserError(f"{what} needs {', '.join(missing)}: install the extra 'export'")
+        line = f"pip install {pip}" if pip else "install the extra 'export'"
+        raise UserError(f"{what} needs {', '.join(missing)}: {line}")

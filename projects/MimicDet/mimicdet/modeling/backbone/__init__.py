@@ -2,12 +2,20 @@
 
 from . import shufflenet, staged
 from .pyramid import build_pyramid_backbone
-from .staggered_fpn import StaggeredFPN, build_resnet_staggered_fpn_backbone
+from .staggered_fpn import (
+    StaggeredFPN,
+    build_resnet_staggered_fpn_backbone,
+    build_staggered_fpn_backbone,
+)
+from .timm_backbone import TimmBackbone, build_timm_backbone
 
 __all__ = [
     "StaggeredFPN",
+    "TimmBackbone",
     "build_pyramid_backbone",
     "build_resnet_staggered_fpn_backbone",
+    "build_staggered_fpn_backbone",
+    "build_timm_backbone",
     "shufflenet",
     "staged",
 ]

@@ -3,12 +3,18 @@
 from collections.abc import Mapping, Sequence
 
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from ...utils.errors import UserError, check_choice, check_choices
+from ...utils.errors import UserError, check_choice, check_choices, near_names
 
+# Builders of pyramids, which MODEL.PYRAMID.BOTTOM_UP cannot name.
+PYRAMIDS = (
+    "build_pyramid_backbone",
+    "build_staggered_fpn_backbone",
+    "build_resnet_staggered_fpn_backbone",
+)
 EXTRA_LEVELS = ("none", "maxpool", "conv_on_c5", "conv_on_p5")
 
 
@@ -38,6 +44,34 @@ def anchor_scales(cfg, levels: Sequence[ShapeSpec]) -> list[float]:
     return [size[0] / level.stride for size, level in zip(sizes, levels)]
 
 
+def build_bottom_up(cfg, input_shape: ShapeSpec) -> tuple[Backbone, dict[str, ShapeSpec]]:
+    """
+    The backbone of MODEL.PYRAMID.BOTTOM_UP and the shapes of its maps.
+
+    Raises:
+        UserError: unknown names, a pyramid, or maps that the pyramid cannot read.
+    """
+    name, in_features = cfg.MODEL.PYRAMID.BOTTOM_UP, cfg.MODEL.FPN.IN_FEATURES
+    known = [builder for builder, _ in BACKBONE_REGISTRY if builder not in PYRAMIDS]
+    if name not in known:
+        raise UserError(
+            f"MODEL.PYRAMID.BOTTOM_UP: there is no backbone {name!r}{near_names(name, known)}"
+        )
+    bottom_up = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    what = f"MODEL.FPN.IN_FEATURES (OUT_FEATURES of {name})"
+    strides = [level.stride for level in level_shapes(what, in_features, shapes)]
+    if not strides or any(b != 2 * a for a, b in zip(strides, strides[1:])):
+        raise UserError(f"{what}: each must have twice the stride of the one before, got {strides}")
+    divisor = bottom_up.size_divisibility
+    if divisor and strides[-1] % divisor:
+        raise UserError(
+            f"{what} end at stride {strides[-1]}, but the backbone goes on to {divisor}: take the "
+            "maps that no level reads out of OUT_FEATURES"
+        )
+    return bottom_up, shapes
+
+
 @BACKBONE_REGISTRY.register()
 def build_pyramid_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
@@ -49,13 +83,7 @@ def build_pyramid_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     Raises:
         UserError: unknown names, or a backbone without the maps that the pyramid reads.
     """
-    keys = cfg.MODEL.PYRAMID
-    if keys.BOTTOM_UP not in BACKBONE_REGISTRY or keys.BOTTOM_UP == "build_pyramid_backbone":
-        raise UserError(f"MODEL.PYRAMID.BOTTOM_UP: there is no backbone {keys.BOTTOM_UP!r}")
-    bottom_up = BACKBONE_REGISTRY.get(keys.BOTTOM_UP)(cfg, input_shape)
-    shapes = bottom_up.output_shape()
-    what = f"MODEL.FPN.IN_FEATURES (OUT_FEATURES of {keys.BOTTOM_UP})"
-    check_choices(what, cfg.MODEL.FPN.IN_FEATURES, shapes)
+    bottom_up, shapes = build_bottom_up(cfg, input_shape)
     return FPN(
         bottom_up,
         cfg.MODEL.FPN.IN_FEATURES,

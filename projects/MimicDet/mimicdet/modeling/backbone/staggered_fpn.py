@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
-from ...utils.errors import UserError, check_choice, check_choices
+from ...utils.errors import UserError, check_choice
+from .pyramid import build_bottom_up
 
 
 class StaggeredFPN(FPN):
@@ -81,18 +81,24 @@ def _initialise_pyramid(fpn: FPN, method: str) -> None:
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
+def build_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
     """
-    ResNet or ResNeXt of MODEL.RESNETS with the staggered pyramid: levels of MODEL.FPN.IN_FEATURES
-    (P2..P5), P6 = 3x3 stride-2 conv on C5, P7 = the same on ReLU(P6) (3.1).
+    The staggered pyramid on MODEL.PYRAMID.BOTTOM_UP: levels of MODEL.FPN.IN_FEATURES (P2..P5),
+    P6 = 3x3 stride-2 conv on C5, P7 = the same on ReLU(P6) (3.1).
 
     A level that no head reads (P2 without a T-head) is not built: it would have parameters without
     gradients, which DistributedDataParallel refuses.
+
+    Raises:
+        UserError: the backbone lacks maps that the pyramid reads, or their strides do not fit.
     """
-    bottom_up = build_resnet_backbone(cfg, input_shape)
-    shapes = bottom_up.output_shape()
-    what = "MODEL.FPN.IN_FEATURES and res5 for P6 (MODEL.RESNETS.OUT_FEATURES)"
-    check_choices(what, (*cfg.MODEL.FPN.IN_FEATURES, "res5"), shapes)
+    bottom_up, shapes = build_bottom_up(cfg, input_shape)
+    last = cfg.MODEL.FPN.IN_FEATURES[-1]
+    if shapes[last].stride != 32:
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES: P6 continues C5 of stride 32, but the last of "
+            f"{list(cfg.MODEL.FPN.IN_FEATURES)} has stride {shapes[last].stride}"
+        )
     used = list(cfg.MODEL.RPN.IN_FEATURES)  # levels that some part of the model reads
     if cfg.MODEL.MIMICDET.TEACHER.ENABLED:
         used += cfg.MODEL.ROI_HEADS.IN_FEATURES
@@ -110,8 +116,14 @@ def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
         in_features,
         channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(shapes["res5"].channels, channels, "res5"),
+        top_block=LastLevelP6P7(shapes[last].channels, channels, last),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
     _initialise_pyramid(fpn, cfg.MODEL.MIMICDET.FPN.INIT)
     return fpn
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
+    """build_staggered_fpn_backbone by another name, which configs and checkpoints may hold."""
+    return build_staggered_fpn_backbone(cfg, input_shape)
