@@ -5,7 +5,7 @@ from detectron2.config import CfgNode as CN
 
 def add_detector_config(cfg: CN) -> None:
     """
-    Add MODEL.ATSS, GFL, FCOS, PYRAMID, TIMM, MOBILENET_V2, VGG and SHUFFLENET to a config, in place.
+    Add MODEL.ATSS, GFL, FCOS and those of the backbones to a config, in place.
 
     What Detectron2's RetinaNet has a key for is read from there by ATSS, GFL and FCOS too:
     MODEL.RETINANET.NUM_CLASSES, IN_FEATURES, NUM_CONVS, NORM (of both towers), PRIOR_PROB,
