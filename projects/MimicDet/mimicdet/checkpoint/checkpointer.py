@@ -12,8 +12,9 @@ from torch import nn
 from ..utils.errors import UserError
 from ..utils.files import durable_path
 from .integrity import check_whole, non_finite, remove_leftovers, write_checkpoint
+from .packages import load_backbone
 from .pickles import load_arrays
-from .registry import fetch, read_state_dict
+from .registry import BACKBONE_SCHEMES, fetch, read_state_dict
 from .resume import BEST_PREFIX, LAST_FILE, has_checkpoint, newest_checkpoint
 
 
@@ -81,6 +82,9 @@ class MimicCheckpointer(DetectionCheckpointer):
         or does not fit the model, and for an address that `fetch` refuses.
         """
         self._path = path
+        if path.startswith(BACKBONE_SCHEMES) and not self.strict:
+            load_backbone(self.model, path)
+            return {}
         if path:
             address, _, query = path.partition("?")
             query, _, fragment = query.partition("#")

@@ -28,6 +28,8 @@ TRUSTED = ("file://", "detectron2://", "catalog://")
 # What torch.load and zipfile raise for a file that is none, or is cut short.
 _NO_CHECKPOINT = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile)
 FILE_KINDS = ("checkpoint", "onnx")
+# Of addresses that load_backbone takes: weights of a backbone, and no checkpoint of a model.
+BACKBONE_SCHEMES = ("package://", "timm://")
 
 
 def read_registry() -> dict[str, dict[str, Any]]:
@@ -62,6 +64,8 @@ def fetch(address: str) -> str:
         UserError: there is no such file, it is not the one that was published, or an address comes
             without SHA-256.
     """
+    if address.startswith(BACKBONE_SCHEMES):
+        raise UserError(f"MODEL.WEIGHTS: {address} is a backbone alone, which training starts from")
     if "://" not in address and not os.path.isfile(address):
         raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {address!r}")
     location, expected = address, {}
