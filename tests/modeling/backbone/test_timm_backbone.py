@@ -111,6 +111,21 @@ def test_static_same_padding_is_timms(kernel, stride, dilation):
     assert any(isinstance(m, SameConv2d) for m in build("tf_efficientnet_lite0").modules())
 
 
+@torch.no_grad()
+def test_same_padding_is_exported_for_other_sizes():
+    name = "tf_mobilenetv3_small_minimal_100"
+    backbone = build(name).eval()
+    height, width = (32 * torch.export.Dim(x, min=2, max=20) for x in ("rows", "columns"))
+    shapes = {"x": {2: height, 3: width}}
+    example = torch.randn(1, 3, 96, 128)
+    exported = torch.export.export(backbone, (example,), dynamic_shapes=shapes).module()
+    reference = timm.create_model(name, features_only=True, feature_cls="getter").eval()
+    reference.load_state_dict(backbone.network.state_dict())
+    images = torch.randn(1, 3, 160, 64)
+    for actual, expected in zip(exported(images).values(), reference(images)[-4:]):
+        torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_every_trainable_parameter_of_a_mimicdet_gets_a_gradient(norm):
     options = ["MODEL.TIMM.NAME", "mobilenetv2_050", "MODEL.TIMM.NORM", norm]
