@@ -167,7 +167,7 @@ def train(
         Detectron2's results: {"bbox": {"AP": ..., ...}}, by data set where there are several.
 
     Raises:
-        UserError: the loss became infinite or NaN, or a checkpoint does not fit.
+        UserError: a loss or gradient is not finite, or a checkpoint does not fit.
     """
     start = end_of_steps = time.perf_counter()
 
@@ -186,10 +186,7 @@ def train(
     line = PeriodicWriter([ProgressLine(trainer.max_iter, stream)])
     trainer.register_hooks([line, marks])
     trainer.resume_or_load(resume=resume)
-    try:
-        trainer.train()
-    except FloatingPointError as error:
-        raise UserError(f"training diverged, try a smaller SOLVER.BASE_LR: {error}") from error
+    trainer.train()
     seconds["training"] = end_of_steps - start
     # DefaultTrainer evaluates once at the end of training, whatever TEST.EVAL_PERIOD is.
     results = getattr(trainer, "_last_eval_results", None) or trainer.test(

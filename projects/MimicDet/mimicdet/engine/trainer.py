@@ -34,6 +34,7 @@ from ..evaluation.kitti import KittiEvaluator
 from ..modeling.layers import channels_last_pays
 from ..utils.errors import UserError, check_choice, file_errors
 from .averaging import ModelAverage
+from .guards import NonFiniteGuard
 from .hooks import BestCheckpointer, EarlyStopping, StopTraining
 from .resume import ResumableState, user_errors_without_traceback
 from .tta import MimicDetWithTTA
@@ -76,6 +77,8 @@ class MimicTrainer(DefaultTrainer):
         model = create_ddp_model(distiller, broadcast_buffers=False, **devices)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED and on_gpu else SimpleTrainer
         self._trainer = trainer_class(model, data_loader, optimizer)
+        self.guard = NonFiniteGuard(model)
+        self._trainer.register_hooks([self.guard])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         has_state = distiller.teachers or list(distiller.methods.parameters())
         extra = {"distillation": DistillationState(distiller)} if has_state else {}
@@ -112,6 +115,17 @@ class MimicTrainer(DefaultTrainer):
             scaler = self._trainer.grad_scaler.state_dict()
             state_dict["_trainer"].setdefault("grad_scaler", scaler)
         super().load_state_dict(state_dict)
+
+    def run_step(self):
+        """As Detectron2's; UserError where a loss or gradient is not finite, see NonFiniteGuard."""
+        with self.guard.step():
+            super().run_step()
+
+    def after_train(self):
+        """As Detectron2's, which would take an error in the last step for the end, and evaluate."""
+        if self.iter < self.max_iter:
+            self.max_iter = self.iter + 2
+        super().after_train()
 
     def build_hooks(self):
         """
