@@ -15,11 +15,7 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluators,
-    PascalVOCDetectionEvaluator,
-)
+from detectron2.evaluation import DatasetEvaluators, PascalVOCDetectionEvaluator
 from detectron2.solver.build import (
     GradientClipType,
     get_default_optimizer_params,
@@ -30,7 +26,7 @@ from detectron2.utils import comm
 from ..checkpoint import MimicCheckpointer
 from ..data import MimicDatasetMapper, TrainLoader, build_test_loader, output_name
 from ..distillation import DistillationState, build_distiller
-from ..evaluation.kitti import KittiEvaluator
+from ..evaluation import CocoEvaluator, KittiEvaluator, finite_predictions
 from ..modeling.layers import channels_last_pays
 from ..utils.errors import UserError, check_choice, file_errors
 from .averaging import ModelAverage
@@ -247,7 +243,7 @@ class MimicTrainer(DefaultTrainer):
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         if evaluator_type == "coco":
             with file_errors():  # it reads the annotations
-                return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
+                return CocoEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
         if evaluator_type == "pascal_voc":
             return DatasetEvaluators([PascalVOCDetectionEvaluator(dataset_name)])
         if evaluator_type == "kitti":
@@ -256,6 +252,12 @@ class MimicTrainer(DefaultTrainer):
             f"DATASETS.TEST: {dataset_name} asks for the evaluator {evaluator_type!r}; MimicDet "
             "detects boxes and evaluates coco, pascal_voc and kitti"
         )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """As Detectron2's; UserError that names an image whose predictions are not finite."""
+        with finite_predictions(model) as watched:
+            return super().test(cfg, watched, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg, model):

@@ -138,19 +138,24 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, num_objects: int)
     return 100.0 * float(np.append(precision, 0.0)[np.minimum(places, len(order))].mean())
 
 
+def no_detections(coco: COCO) -> COCO:
+    """Results without a detection, which COCO.loadRes cannot make."""
+    nothing = COCO()
+    nothing.dataset = {**coco.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
+
+
 def evaluate(coco: COCO, results: Sequence[dict[str, Any]]) -> Evaluation:
     """COCO's metric by pycocotools; UserError where the results belong to other images."""
     num_classes = len(coco.getCatIds())
-    if not results:
-        nothing = np.zeros((10, 101, num_classes))
-        return Evaluation(dict.fromkeys(_SUMMARY, 0.0), np.zeros(num_classes), nothing)
     # pycocotools prints what it does, and adds keys to the results.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            detections = coco.loadRes(copy.deepcopy(list(results)))
+            detections = coco.loadRes(copy.deepcopy(list(results))) if results else None
         except AssertionError as error:
             raise UserError(str(error)) from error
-        evaluation = COCOeval(coco, detections, "bbox")
+        evaluation = COCOeval(coco, detections or no_detections(coco), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
