@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from ..utils.errors import UserError
 
 # Optimizer steps that mixed precision skips in a row before training stops. Loss scaling starts at
-# 2**16 and halves at each: by then it is 2**-14, and the scale is not what makes gradients overflow.
+# 2**16 and halves at each: by then it is 2**-14, so that the scale is not why gradients overflow.
 MAX_SKIPPED = 30
 _LOG_PERIOD = 100
 
