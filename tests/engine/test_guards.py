@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -133,6 +134,46 @@ def test_a_large_finite_gradient_is_no_fault(trainer_of):
     inject_gradient(trainer, [0], 1e30)
     trainer.train()
     assert trainer.guard.skipped == 0
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """Let a guard take this process for rank 1; what rank 0 says is put into the list."""
+    others = []
+    monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(guards.comm, "get_rank", lambda: 1)
+    monkeypatch.setattr(guards.comm, "all_gather", lambda own: [*others, own])
+    return others
+
+
+def diverged(guard, losses, gradient):
+    guard._images, guard._losses = ["a.jpg", "b.jpg"], losses
+    for _, parameter in guard._parameters:
+        parameter.grad = torch.full_like(parameter, gradient)
+    with pytest.raises(UserError) as caught:
+        guard.after_backward()
+    return str(caught.value)
+
+
+def test_the_rank_whose_loss_it_is_names_its_images(second_of_two):
+    guard = guards.NonFiniteGuard(torch.nn.Linear(1, 1))
+    guard.trainer = SimpleNamespace(iter=5)
+    good, bad = {"loss": torch.tensor(1.0)}, {"loss": torch.tensor(math.nan)}
+    second_of_two.append(("", "images c.jpg of rank 0"))
+    own = "at iteration 5: loss is nan (images a.jpg, b.jpg of rank 1). "
+    assert own in diverged(guard, bad, math.nan)
+    assert own in diverged(guard, bad, 1.0)  # a loss without a gradient: the others do not know
+    # Gradients are shared: they do not tell of whose images they are.
+    both = "of weight is not finite (images c.jpg of rank 0; images a.jpg, b.jpg of rank 1). "
+    assert both in diverged(guard, good, math.nan)
+    second_of_two[:] = [("loss is inf", "images c.jpg of rank 0")]
+    theirs = "at iteration 5: loss is inf (images c.jpg of rank 0). "
+    assert theirs in diverged(guard, good, math.nan)
+    guard.trainer.grad_scaler = torch.amp.GradScaler("cpu")  # which skips no step of such a loss
+    assert theirs in diverged(guard, good, math.nan)
 
 
 # ---------------------------------------------------------------- loss scaling

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -174,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_users or "\nTraceback " in message:
             raise
         raise UserError(message.strip()) from None
+    except multiprocessing.ProcessExitedException as error:  # launch has ended the others
+        raise UserError(f"{error}; --resume goes on from the last checkpoint") from error
     return 0
 
 
@@ -193,12 +195,16 @@ def _run_under_torchrun(args: argparse.Namespace) -> None:
     """torchrun has set up the environment of this process already."""
     local_size = int(os.environ["LOCAL_WORLD_SIZE"])
     has_gpu = torch.cuda.is_available()
-    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    # As launch: long enough for what the first process does alone (evaluation, saving). Where a
+    # process dies its connections close, and the others end at once.
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(local_size)
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     comm.synchronize()
     try:
         run(args)
+    except UserError as error:  # each process writes its own
+        raise UserError(f"rank {comm.get_rank()}: {error}") from error
     finally:
         torch.distributed.destroy_process_group()

@@ -64,7 +64,7 @@ class NonFiniteGuard(HookBase):
         try:
             yield
         except FloatingPointError as error:
-            raise self._diverged([f"{_rank()}{error} ({self._batch()})"]) from error
+            raise self._diverged([f"{error} ({self._batch()})"]) from error
 
     def after_backward(self) -> None:
         """Raises UserError, see the class."""
@@ -88,12 +88,14 @@ class NonFiniteGuard(HookBase):
         name = self._first_parameter()
         if name is None and not losses:
             return False
-        own = f"{_rank()}{', '.join(losses)} ({self._batch()})" if losses else ""
+        own = (", ".join(losses), self._batch())
         # Gradients are shared, so that all processes come here together; a loss need not be.
-        found = [x for x in comm.all_gather(own) if x] if name else [own]
-        if not found and getattr(self.trainer, "grad_scaler", None) is not None:
+        found = comm.all_gather(own) if name else [own]
+        faults = [f"{of_rank} ({batch})" for of_rank, batch in found if of_rank]
+        if not faults and getattr(self.trainer, "grad_scaler", None) is not None:
             return True
-        raise self._diverged(found or [f"the gradient of {name} is not finite ({self._batch()})"])
+        batches = "; ".join(batch for _, batch in found)
+        raise self._diverged(faults or [f"the gradient of {name} is not finite ({batches})"])
 
     def _first_parameter(self) -> str | None:
         for name, parameter in self._parameters:
@@ -102,7 +104,8 @@ class NonFiniteGuard(HookBase):
         return None
 
     def _batch(self) -> str:
-        return f"images {', '.join(map(str, self._images))}"
+        of_rank = f" of rank {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+        return f"images {', '.join(map(str, self._images))}{of_rank}"
 
     def _diverged(self, found: list[str]) -> UserError:
         return UserError(
@@ -123,7 +126,3 @@ class NonFiniteGuard(HookBase):
                 self.trainer.iter,
                 self.skipped,
             )
-
-
-def _rank() -> str:
-    return f"rank {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
