@@ -1,11 +1,16 @@
-"""tools/prepare_bccd.py on a made-up clone, and the configs that read what it writes."""
+"""tools/prepare_bccd.py on a made-up clone, and data/bccd, which it made."""
 
 import json
 
 import pytest
+from detectron2.data import MetadataCatalog
+from PIL import Image
 
 from mimicdet import model_zoo
-from mimicdet.commands.prepare_bccd import SPLITS, main
+from mimicdet.commands.prepare_bccd import CLASSES, SPLITS, main
+from mimicdet.data import load_records
+from mimicdet.data.datasets import bccd
+from mimicdet.utils.errors import UserError
 from tests.data.data_folders import voc_object, voc_xml, write_image
 
 
@@ -67,12 +72,64 @@ def test_errors_leave_nothing_behind(tmp_path, capsys):
     assert [x.name for x in tmp_path.iterdir()] == ["clone"]
 
 
+def files_of(folder):
+    return {x.relative_to(folder): x.read_bytes() for x in folder.rglob("*") if x.is_file()}
+
+
+def test_resized_images_and_boxes_are_the_same_bytes_again(tmp_path):
+    clone = write_clone(tmp_path / "clone")
+    for name in ("a", "b"):
+        assert main([str(clone), str(tmp_path / name), "--width", "40", "--quality", "80"]) == 0
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    content = json.loads((tmp_path / "a" / "annotations" / "instances_train.json").read_text())
+    assert [(x["width"], x["height"]) for x in content["images"]] == [(40, 30)] * 2
+    boxes = [x["bbox"] for x in content["annotations"]]
+    assert boxes == [[2.5, 2.5, 10, 10.62], [0, 0, 40, 30], [6.25, 3.12, 12.5, 12.5]]
+    assert [x["area"] for x in content["annotations"]] == [106.2, 1200, 156.25]
+    with Image.open(tmp_path / "a" / "images" / "1.jpg") as image:
+        assert image.size == (40, 30)
+    source = (tmp_path / "a" / "SOURCE.md").read_text()
+    assert "train 2, val 1, test 1" in source and "--width 40 --quality 80" in source
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path, capsys):
+    clone = write_clone(tmp_path / "clone")
+    path = clone / "BCCD" / "JPEGImages" / "3.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    assert main([str(clone), str(tmp_path / "out"), "--width", "40"]) == 2
+    assert f"{path}: no image that can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_data_is_whole_and_small():
+    files = files_of(bccd.ROOT)
+    assert sum(map(len, files.values())) <= 6_000_000
+    for split, images, boxes in (("train", 205, 2804), ("val", 87, 1137), ("test", 72, 945)):
+        records = load_records(f"mimicdet_bccd_{split}")
+        assert (len(records), sum(len(x["annotations"]) for x in records)) == (images, boxes)
+        for record in records:
+            with Image.open(record["file_name"]) as image:
+                assert image.size == (record["width"], record["height"]) == (480, 360)
+            for item in record["annotations"]:
+                x, y, w, h = item["bbox"]
+                assert 0 <= x < x + w <= 480 and 0 <= y < y + h <= 360
+        assert MetadataCatalog.get(f"mimicdet_bccd_{split}").thing_classes == list(CLASSES)
+    # The images of all splits, the annotations, LICENSE and SOURCE.md.
+    assert len(files) == 364 + 3 + 2
+    assert (bccd.ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert "--width 480 --quality 75" in (bccd.ROOT / "SOURCE.md").read_text()
+
+
+def test_without_a_checkout_the_data_says_what_is_missing(clean_catalogs, tmp_path):
+    bccd.register_bccd("absent", tmp_path)
+    with pytest.raises(UserError, match="mimicdet_bccd_absent: no file .*come with a checkout"):
+        load_records("mimicdet_bccd_absent")
+
+
 @pytest.mark.parametrize(
     "config", ["Quickstart/mimicdet_R_18_FPN_bccd", "Distillation/bccd/retinanet_R_34_bccd"]
 )
-def test_configs_read_this_layout(config):
+def test_configs_read_the_embedded_data(config):
     datasets = model_zoo.get_config(config).DATASETS
-    for (address,), split in ((datasets.TRAIN, "train"), (datasets.TEST, "test")):
-        kind, json_file, images = address.split(":")
-        assert json_file.endswith(f"/annotations/instances_{split}.json") and kind == "coco"
-        assert images == json_file.removesuffix(f"annotations/instances_{split}.json") + "images"
+    assert datasets.TRAIN == ("mimicdet_bccd_train",)
+    assert datasets.TEST == ("mimicdet_bccd_test",)

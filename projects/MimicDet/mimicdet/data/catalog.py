@@ -1,5 +1,5 @@
 """
-Data sets named in a config: the embedded one, and custom ones by address, without Python.
+Data sets named in a config: the embedded ones, and custom ones by address, without Python.
 
 An entry of DATASETS.TRAIN or DATASETS.TEST is the name of a registered data set or an address, see
 addresses.py and the files of datasets/. The address is the data set's name in Detectron2's
@@ -19,6 +19,7 @@ from detectron2.data.datasets import load_coco_json
 from ..utils.errors import UserError, file_errors
 from .addresses import find_kind, how_to_write
 from .cache import cache_root
+from .datasets import bccd
 from .datasets.shape_drawing import SHAPE_NAMES
 from .datasets.shapes import NUM_IMAGES, SHAPES_VERSION, SPLITS, write_shapes
 from .folders import check_records
@@ -28,14 +29,17 @@ logger = logging.getLogger(__name__)
 
 def register_embedded() -> None:
     """
-    Register mimicdet_shapes_train and mimicdet_shapes_val.
+    Register mimicdet_shapes_train and _val, mimicdet_bccd_train, _val and _test.
 
-    Their paths are known at once; the images are drawn at the first DatasetCatalog.get.
+    Their paths are known at once; the shapes are drawn at the first DatasetCatalog.get.
     """
     for split in SPLITS:
         name = f"mimicdet_shapes_{split}"
         if name not in DatasetCatalog:
             _register_shapes(name, split)
+    for split in bccd.SPLITS:
+        if f"mimicdet_bccd_{split}" not in DatasetCatalog:
+            bccd.register_bccd(split)
 
 
 def _register_shapes(name: str, split: str) -> None:
