@@ -1,12 +1,15 @@
 """Installs whatever MimicDet still lacks and prints the interpreter to run it with.
 
-    python3 requirements/setup_env.py [--extra test|dev]
+    python3 requirements/setup_env.py [--extra test|dev] [--fallback]
 
 Standard library only. A virtual or conda environment that runs this file is used as it is; any
 other interpreter gets `.venv` in the checkout, which sees the interpreter's own packages so that
 its torch and Detectron2 are kept. Progress goes to stderr, and stdout holds one line: the
 interpreter. `.setup.json` records what was found after the last installation; as long as that is
 still so, a call installs nothing and imports nothing heavy.
+
+With --fallback, where Detectron2 can't be installed, it says so and installs the runtime and the
+packages of `runtime.txt` alone. Nothing records that: the next call tries Detectron2 again.
 """
 
 import argparse
@@ -36,6 +39,10 @@ DETECTRON2_MODULES = ("torch", "torchvision", "detectron2", "detectron2._C")
 
 class SetupError(Exception):
     """A condition that the user has to change; the text says how."""
+
+
+class NoDetectron2(SetupError):
+    """Detectron2 is missing, and can't be installed here."""
 
 
 def age_problem(version: tuple) -> str:
@@ -138,10 +145,9 @@ def read_pins(path: Path) -> dict[str, str]:
 
 def detectron2_help(reason: str, python: str) -> str:
     """What to do where Detectron2 could not be installed for the interpreter `python`."""
-    requirement = read_requirement(ROOT / "requirements" / "detectron2.txt")
-    address, commit = requirement.split("git+", 1)[1].rsplit("@", 1)
+    requirement, address, commit = detectron2_source()
     return (
-        f"{reason}\n\n"
+        f"Detectron2 can't be installed here: {reason}\n\n"
         "MimicDet needs Detectron2, which is compiled on this machine. That takes git, a C++\n"
         "compiler, the Python headers (Debian and Ubuntu: sudo apt-get install git g++\n"
         f"python3-dev) and a network that reaches {address}.\n"
@@ -155,11 +161,12 @@ def detectron2_help(reason: str, python: str) -> str:
     )
 
 
-def read_requirement(path: Path) -> str:
-    """The one requirement of a requirements file."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    (requirement,) = [line for line in lines if line and not line.startswith("#")]
-    return requirement
+def detectron2_source() -> tuple[str, str, str]:
+    """The requirement of detectron2.txt, and the address and the commit in it."""
+    text = (ROOT / "requirements" / "detectron2.txt").read_text(encoding="utf-8")
+    (requirement,) = [line for line in text.splitlines() if line and not line.startswith("#")]
+    address, commit = requirement.split("git+", 1)[1].rsplit("@", 1)
+    return requirement, address, commit
 
 
 # What there is.
@@ -213,6 +220,25 @@ def import_problem(python: str, modules: Iterable[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
     return lines[-1] if result.returncode else ""
+
+
+def detectron2_obstacle() -> str:
+    """Says what keeps Detectron2 from being fetched and compiled here, or returns ""."""
+    missing = missing_build_tools()
+    if missing:
+        return "This machine lacks " + ", ".join(missing) + "."
+    address = detectron2_source()[1]
+    try:
+        code = subprocess.run(
+            ["git", "ls-remote", address, "HEAD"],
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        code = 1
+    return f"{address} can't be reached." if code else ""
 
 
 def read_stamp(path: Path) -> dict[str, Any]:
@@ -283,8 +309,8 @@ def make_environment() -> None:
         )
 
 
-def pip_install(python: str, arguments: list[str], failure: str) -> None:
-    """Runs pip; its output goes to stderr, and a failure ends with `failure` as the last words."""
+def pip_install(python: str, arguments: list[str], failure: SetupError) -> None:
+    """Runs pip, its output going to stderr; raises `failure` where pip fails."""
     settings = {"PIP_USER": "0", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [python, "-m", "pip", "install", *arguments]
     result = subprocess.run(
@@ -295,17 +321,16 @@ def pip_install(python: str, arguments: list[str], failure: str) -> None:
         stdout=sys.stderr,
     )
     if result.returncode:
-        raise SetupError(failure)
+        raise failure
 
 
-def install_torch(python: str) -> bool:
+def install_torch(python: str, works: bool) -> bool:
     """Installs build tools, and the tested pair of torch and torchvision unless a fit one is there.
 
-    Returns whether Detectron2 works already.
+    Takes and returns whether Detectron2 works.
     """
     folder = ROOT / "requirements"
     arguments = ["-r", str(folder / "build.txt")]
-    works = not import_problem(python, DETECTRON2_MODULES)
     pins = read_pins(folder / "torch.txt")
     found = {} if import_problem(python, tuple(pins)) else describe_in(python)["versions"]
     if keeps_torch(found, pins, works):
@@ -317,41 +342,39 @@ def install_torch(python: str) -> bool:
     pip_install(
         python,
         arguments,
-        "pip could not install the packages of requirements/build.txt and torch.txt; its reason\n"
-        "is above. Can a package registry be reached, does it have this torch for Python "
-        f"{sys.version_info[0]}.{sys.version_info[1]},\n"
-        "and is there enough disk space (torch takes 6 GB)?",
+        SetupError(
+            "pip could not install the packages of requirements/build.txt and torch.txt; its "
+            "reason\nis above. Can a package registry be reached, does it have this torch for "
+            f"Python {sys.version_info[0]}.{sys.version_info[1]},\n"
+            "and is there enough disk space (torch takes 6 GB)?"
+        ),
     )
     return works and not import_problem(python, DETECTRON2_MODULES)
 
 
 def install_detectron2(python: str, broken: bool) -> None:
     """Fetches and compiles Detectron2; `broken`: one is there but can't be imported."""
-    missing = missing_build_tools()
-    if missing:
-        raise SetupError(detectron2_help("This machine lacks " + ", ".join(missing) + ".", python))
     say("fetching and compiling Detectron2; this takes some minutes")
     listed = str(ROOT / "requirements" / "detectron2.txt")
     # pip's cache may hold a build for another torch: the commit is the same, the binary is not.
     options = ["--no-build-isolation", "--no-cache-dir", "-r", listed]
-    failure = detectron2_help(
-        "Detectron2 could not be fetched or compiled; pip's reason is above.", python
-    )
+    reason = "It could not be fetched or compiled; pip's reason is above."
+    failure = NoDetectron2(detectron2_help(reason, python))
     if broken:
         pip_install(python, ["--force-reinstall", "--no-deps", *options], failure)
     pip_install(python, options, failure)
     problem = import_problem(python, DETECTRON2_MODULES)
     if problem:
-        reason = f"Detectron2 was installed but can't be loaded: {problem}"
-        raise SetupError(detectron2_help(reason, python))
+        reason = f"It was installed but can't be loaded: {problem}"
+        raise NoDetectron2(detectron2_help(reason, python))
 
 
 def install_packages(python: str, *arguments: str) -> None:
-    """Installs packages of this checkout."""
+    """Installs packages with the build tools that are there."""
     pip_install(
         python,
         ["--quiet", "--no-build-isolation", *arguments],
-        "pip could not install mimicdet or a package that it needs; its reason is above.",
+        SetupError("pip could not install a package that is needed; its reason is above."),
     )
 
 
@@ -362,7 +385,12 @@ def install(python: str, extra: str) -> None:
             f"{python} has no pip. Add it with: {python} -m ensurepip --upgrade\n"
             "(or by your environment's manager: conda install pip, uv pip install pip)."
         )
-    if install_torch(python):
+    works = not import_problem(python, DETECTRON2_MODULES)
+    # Before gigabytes of torch are fetched in vain.
+    obstacle = "" if works else detectron2_obstacle()
+    if obstacle:
+        raise NoDetectron2(detectron2_help(obstacle, python))
+    if install_torch(python, works):
         say("Detectron2 is there")
     else:
         install_detectron2(python, broken=bool(describe_in(python)["versions"]["detectron2"]))
@@ -380,8 +408,15 @@ def install(python: str, extra: str) -> None:
         )
 
 
-def run(extra: str) -> str:
-    """Sets up if need be; returns the interpreter."""
+def install_runtime(python: str) -> None:
+    """Installs what needs only package registries: the runtime, what its tests and demo need."""
+    folder = ROOT / "requirements"
+    install_packages(python, "-r", str(folder / "build.txt"))
+    install_packages(python, "-r", str(folder / "runtime.txt"), "-e", str(RUNTIME))
+
+
+def run(extra: str, fallback: bool = False) -> str:
+    """Sets up if need be, with `fallback` the runtime at least; returns the interpreter."""
     python = environment_python()
     wanted = {"python": python, "inputs": fingerprint(ROOT), "extra": extra}
     stamp = read_stamp(STAMP)
@@ -389,7 +424,14 @@ def run(extra: str) -> str:
         return python
     if stamp.get("extra") in EXTRAS[EXTRAS.index(extra) :]:
         wanted["extra"] = stamp["extra"]
-    install(python, wanted["extra"])
+    try:
+        install(python, wanted["extra"])
+    except NoDetectron2 as error:
+        if not fallback:
+            raise
+        say(f"{error}\n\nUntil then only the runtime is set up, which needs no Detectron2.")
+        install_runtime(python)
+        return python
     state = describe_in(python)
     for name, package in PACKAGES.items():
         if state["modules"][name] != [str(package)]:
@@ -403,13 +445,14 @@ def main() -> None:
     """Command line; the exit status is 1 with a message where the user has to act."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--extra", choices=EXTRAS, default="test", help="what to install besides")
+    parser.add_argument("--fallback", action="store_true", help="the runtime at least")
     parser.add_argument("--describe", action="store_true", help="print this interpreter's packages")
     args = parser.parse_args()
     if args.describe:
         print(json.dumps(describe()))
         return
     try:
-        print(run(args.extra))
+        print(run(args.extra, args.fallback))
     except SetupError as error:
         sys.exit(f"\nmimicdet's set-up stopped.\n{error}")
 

@@ -3,10 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-import torch
-from detectron2.data.detection_utils import read_image as read_image_by_detectron2
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from mimicdet_runtime import Detector, UserError, read_image
@@ -76,6 +72,10 @@ def test_a_model_that_resizes_gets_the_image_as_it_is(tmp_path):
 
 
 def test_rescale_agrees_with_detectron2():
+    import torch
+    from detectron2.modeling.postprocessing import detector_postprocess
+    from detectron2.structures import Boxes, Instances
+
     generator = np.random.default_rng(0)
     boxes = generator.uniform(-20, 120, (50, 4)).astype(np.float32)
     instances = Instances((80, 100), pred_boxes=Boxes(torch.from_numpy(boxes.copy())))
@@ -243,6 +243,8 @@ def test_a_model_that_fails_or_never_ends_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_respected_as_in_detectron2(tmp_path, orientation):
+    from detectron2.data.detection_utils import read_image as read_image_by_detectron2
+
     pixels = np.zeros((24, 40, 3), np.uint8)
     pixels[:8, :8], pixels[-8:, :8] = (255, 0, 0), (0, 255, 0)
     exif = Image.Exif()
