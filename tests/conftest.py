@@ -51,9 +51,12 @@ def pytest_terminal_summary(terminalreporter):
     reasons = {f"Skipped: needs {name}" for name in LEFT_OUT}
     skipped = terminalreporter.stats.get("skipped", [])
     skipped = [x for x in skipped if isinstance(x.longrepr, tuple) and x.longrepr[2] in reasons]
-    files = sum(isinstance(x, pytest.CollectReport) for x in skipped)
+    tests = sum(isinstance(x, pytest.TestReport) for x in skipped)
+    paths = [terminalreporter.config.rootpath / x.nodeid for x in skipped]
+    # Of a folder whose conftest.py imports one of them there is one report for all its files.
+    files = sum(len([*x.rglob("test_*.py")]) if x.is_dir() else x.is_file() for x in paths)
     terminalreporter.write_line(
-        f"LEFT OUT: {files} test files and {len(skipped) - files} tests of other files, because "
+        f"LEFT OUT: {files} test files and {tests} tests of other files, because "
         f"Detectron2 cannot be imported here (missing: {', '.join(sorted(LEFT_OUT))})"
     )
 

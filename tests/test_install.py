@@ -364,6 +364,7 @@ def test_only_the_runtime_has_the_command(tmp_path):
         run_setup_py("build_py", "--build-lib", str(folder / "lib"), cwd=cwd)
     assert [path.name for path in (full / "lib").iterdir()] == ["mimicdet"]
     assert [path.name for path in (runtime / "lib").iterdir()] == ["mimicdet_runtime"]
+    assert not [*tmp_path.rglob("*.jpg")], "data/bccd stays out of the wheels"
     page = runtime / "lib" / "mimicdet_runtime" / "static"
     assert {"index.html", "app.js", "style.css"} <= {path.name for path in page.iterdir()}
     info = written_metadata(ROOT, full)
@@ -437,6 +438,24 @@ def test_make_uses_the_chosen_python(target, command):
     assert command in result.stdout
     # What .ci/run calls first has to stop where Detectron2 is missing.
     assert ("--fallback" in result.stdout) == (target in ("demo", "test"))
+
+
+def test_without_detectron2_the_tests_that_need_it_are_left_out_and_counted(tmp_path):
+    for name in ("torch", "detectron2"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    paths = ["runtime/test_evaluation.py", "runtime/test_detector.py", "utils", "commands"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *(f"tests/{path}" for path in paths)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    # test_detector.py compares with Detectron2 once, and once for each orientation of a photo.
+    assert result.returncode == 0, result.stdout
+    files = sum(len([*(ROOT / "tests" / x).rglob("test_*.py")]) for x in ("utils", "commands"))
+    assert f"LEFT OUT: {files} test files and 9 tests of other files" in result.stdout
+    assert "missing: detectron2, " in result.stdout
 
 
 def test_ci_runs_lint_and_tests():
