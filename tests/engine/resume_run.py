@@ -8,12 +8,12 @@ from unittest.mock import patch
 
 import cv2
 import numpy as np
-import tiny_run
 import torch
 
 from mimicdet.commands.train import main
 from mimicdet.engine import MimicTrainer
 from tests.distillation.tiny_detectors import NARROW, RETINANET
+from tests.engine import tiny_run
 
 SIZES = [(96, 72), (72, 96)]  # (width, height)
 COMMON = {
@@ -67,11 +67,11 @@ class Stopped(Exception):
 
 def train(config: Path, output: Path, *opts: object, stop: int = -1, ends=Stopped) -> None:
     """
-    train_net.py --resume; before iteration `stop` it calls `ends`. What each iteration saw is
-    appended to `output`/seen.RANK.jsonl: file names, and a checksum of pixels and boxes.
+    train_net.py --resume-or-start; before iteration `stop` it calls `ends`. What each iteration saw
+    is appended to `output`/seen.RANK.jsonl: file names, and a checksum of pixels and boxes.
     """
     common = [x for item in COMMON.items() for x in item]
-    arguments = ["--config-file", config, "--resume", "OUTPUT_DIR", output, *common, *opts]
+    arguments = ["--config-file", config, "--resume-or-start", "OUTPUT_DIR", output, *common, *opts]
     output.mkdir(exist_ok=True)
     seen = output / f"seen.{os.environ.get('RANK', 0)}.jsonl"
     original, calls = MimicTrainer.run_step, []

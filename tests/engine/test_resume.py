@@ -5,8 +5,6 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-import resume_run
-import tiny_run
 import torch
 from detectron2.engine import AMPTrainer
 from detectron2.engine.hooks import PreciseBN
@@ -17,6 +15,7 @@ from mimicdet.engine import MimicTrainer, setup_cfg
 from mimicdet.engine.resume import ResumableState
 from mimicdet.engine.trainer import SAMPLERS
 from tests.distillation.tiny_detectors import build_tiny
+from tests.engine import resume_run, tiny_run
 
 SHORT = ["SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (3,), "TEST.EVAL_PERIOD", 3]
 VARIANTS = {
