@@ -23,7 +23,7 @@ VERSION = "0.1.0"
 REQUIRED = [
     # Has the command `mimicdet`, and requires OpenCV.
     f"mimicdet-runtime=={VERSION}",
-    "torch",
+    "torch>=2.6",  # before that, torch.load(weights_only=True) could be made to run code
     "torchvision",
     # Detectron2's tools/benchmark.py calls np.percentile(interpolation=), gone since 2.4.
     "numpy<2.4",

@@ -7,6 +7,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from broken_images import BROKEN
+from data_folders import write_image
 from detectron2.data import DatasetCatalog, build_detection_train_loader
 
 from mimicdet.commands.train import main
@@ -144,6 +146,23 @@ def test_an_error_leaves_evaluation_as_it_is(workers, clean_catalogs):
     with patch.object(MimicDatasetMapper, "__call__", broken), pytest.raises(UserError) as error:
         list(build_test_loader(cfg, "loader_test"))
     assert str(error.value) == "0: no image"
+
+
+@WORKERS
+@pytest.mark.parametrize("kind", BROKEN)
+def test_every_broken_image_is_named(kind, workers, clean_catalogs, tmp_path):
+    path = tmp_path / "image.png"
+    write_image(path)
+    BROKEN[kind](path)
+    size = {"width": 64, "height": 48}
+    record = {"file_name": str(path), "image_id": "an id", "annotations": [], **size}
+    DatasetCatalog.register("loader_test", lambda: [record])
+    cfg = load_config("", ["DATALOADER.NUM_WORKERS", str(workers), "SOLVER.IMS_PER_BATCH", "1"])
+    mapper = MimicDatasetMapper(cfg, is_train=True)
+    for loader in (TrainLoader(cfg, [record], mapper, 3), build_test_loader(cfg, "loader_test")):
+        with pytest.raises(UserError, match=f"^{path}: .*an id") as error:
+            next(iter(loader))
+        assert "Traceback" not in str(error.value)
 
 
 def test_a_fault_in_a_worker_keeps_its_traceback():

@@ -8,6 +8,8 @@ import pytest
 import tiny_run
 import torch
 import torchvision
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from torch import multiprocessing
 
 from mimicdet.commands import demo, train
@@ -123,7 +125,16 @@ def test_annotations_that_are_no_coco_json(error_of, tmp_path):
 def test_no_image_left_to_train_on(error_of, tmp_path):
     address = tiny_run.write_coco(tmp_path / "data", {**tiny_run.coco_content(), "annotations": []})
     message = error_of("DATASETS.TRAIN", f"('{address}',)", "DATASETS.TEST", f"('{address}',)")
-    assert "No valid data found" in message and address in message
+    assert "no image to train on" in message and address in message
+
+
+def test_faulty_records_of_a_registered_training_set(error_of):
+    record = {"file_name": __file__, "image_id": 1, "width": 96, "height": 96}
+    box = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 9}
+    DatasetCatalog.register("faulty_set", lambda: [{**record, "annotations": [box]}])
+    MetadataCatalog.get("faulty_set").thing_classes = ["disc", "square"]
+    message = error_of("DATASETS.TRAIN", "('faulty_set',)")
+    assert "faulty_set" in message and "record 0 (image_id 1), annotation 0" in message
 
 
 def test_a_missing_test_set_shows_before_training(error_of, monkeypatch, tmp_path):

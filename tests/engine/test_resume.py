@@ -83,7 +83,6 @@ def test_every_sampler_goes_on_where_it_was(cfg, sampler):
     cfg.DATALOADER.SAMPLER_TRAIN = sampler
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.8
-    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []  # a key that Detectron2 reads and does not define
     loader = MimicTrainer.build_train_loader(cfg)
     whole = batches(loader, 0, 9)
     assert batches(MimicTrainer.build_train_loader(cfg), 4, 5) == whole[4:]

@@ -31,3 +31,7 @@ def add_training_config(cfg: CN) -> None:
     # larger than MAX_SIZE_TRAIN on a side is cropped at random. Empty: no change. For crops before
     # the resize, and sizes from a list, Detectron2 has INPUT.CROP and MIN_SIZE_TRAIN.
     cfg.INPUT.SCALE_JITTER = []
+
+    # (data set, factor) pairs of the weighted samplers, which read this key; Detectron2 names it in
+    # no default.
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []

@@ -6,7 +6,8 @@ import weakref
 from collections import OrderedDict
 
 import torch
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog
+from detectron2.data.build import print_instances_class_histogram
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -24,7 +25,13 @@ from detectron2.solver.build import (
 from detectron2.utils import comm
 
 from ..checkpoint import MimicCheckpointer
-from ..data import MimicDatasetMapper, TrainLoader, build_test_loader, output_name
+from ..data import (
+    MimicDatasetMapper,
+    TrainLoader,
+    build_test_loader,
+    load_records,
+    output_name,
+)
 from ..distillation import DistillationState, build_distiller
 from ..evaluation import CocoEvaluator, KittiEvaluator, finite_predictions
 from ..modeling.layers import channels_last_pays
@@ -219,13 +226,15 @@ class MimicTrainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH: the batch size ({batch_size}) must be a multiple of the "
                 f"number of processes ({num_processes})"
             )
-        try:
-            with file_errors():
-                records = get_detection_dataset_dicts(
-                    cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-                )
-        except AssertionError as error:  # no image is left to train on
-            raise UserError(f"DATASETS.TRAIN: {error}") from error
+        records = [record for name in cfg.DATASETS.TRAIN for record in load_records(name)]
+        number = len(records)
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            records = [x for x in records if _has_object(x)]
+            logger.info(f"{number - len(records)} of {number} images are left out: no object")
+        if not records:
+            raise UserError(f"DATASETS.TRAIN: no image to train on in {cfg.DATASETS.TRAIN}")
+        if classes := MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", None):
+            print_instances_class_histogram(records, classes)
         mapper = MimicDatasetMapper(cfg, is_train=True)
         return TrainLoader(cfg, records, mapper, _data_seed(cfg))
 
@@ -267,6 +276,10 @@ class MimicTrainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, MimicDetWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def _has_object(record) -> bool:
+    return any(not x.get("iscrowd", 0) for x in record.get("annotations", ()))
 
 
 def _data_seed(cfg) -> int:

@@ -15,6 +15,7 @@ from detectron2.modeling import (
 from fvcore.common.registry import Registry
 
 from ...config import config_check
+from ..backbone.pyramid import PYRAMIDS
 from ..heads.teacher_head import HEADS
 from ..layers import ALIGNMENTS
 from .mimicdet import MimicDet
@@ -91,7 +92,8 @@ def check_registered_names(cfg) -> list[str]:
 def check_resnet(cfg) -> list[str]:
     """What Detectron2's ResNet would end in a KeyError or an assertion for."""
     keys, problems = cfg.MODEL.RESNETS, []
-    if "resnet" not in cfg.MODEL.BACKBONE.NAME:
+    name = cfg.MODEL.BACKBONE.NAME
+    if "resnet" not in (cfg.MODEL.PYRAMID.BOTTOM_UP if name in PYRAMIDS else name):
         return problems
     if keys.DEPTH not in (18, 34, 50, 101, 152):
         problems.append(f"MODEL.RESNETS.DEPTH is {keys.DEPTH}, not one of 18, 34, 50, 101, 152")
