@@ -47,6 +47,10 @@ def add_mimicdet_config(cfg: CN) -> None:
     # trainings from scratch. SOLVER's rates, decays and gradient clipping hold for both.
     _C.OPTIMIZER = "sgd"
 
+    # The 3x3 convolutions of stride 1 of pyramid and refinement module, each as a depthwise and a
+    # 1x1 convolution: for light models. Not in the paper.
+    _C.DEPTHWISE = False
+
     # ---------------------------------------------------------------- backbone (3.1)
     _C.FPN = CN()
     # Initialisation of the pyramid's convs: "he" (4.1) or "xavier" (Detectron2's FPN).

@@ -55,6 +55,9 @@ def add_detector_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.OPTIONS = []
     # "BN": batch norms as timm has them; "FrozenBN" or "SyncBN": in their place.
     cfg.MODEL.TIMM.NORM = "BN"
+    # Blocks to leave out, by name in timm's network (["blocks.5.3", "blocks.6.0"]): each gives its
+    # input on. For lighter backbones that keep the weights of all other blocks.
+    cfg.MODEL.TIMM.OMIT = []
     # By stride as in Detectron2's ResNets: res2 is 4, res5 is 32.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 

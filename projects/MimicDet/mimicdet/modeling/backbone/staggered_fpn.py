@@ -9,6 +9,7 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
 from ...utils.errors import UserError, check_choice
+from ..layers.separable import conv3x3
 from .pyramid import build_bottom_up
 
 
@@ -20,17 +21,34 @@ class StaggeredFPN(FPN):
     every one of eval_out_features: P2 costs nothing (3.1).
     """
 
-    def __init__(self, *args, eval_out_features: Sequence[str] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        eval_out_features: Sequence[str] | None = None,
+        depthwise: bool = False,
+        **kwargs,
+    ):
         """
         Args:
             eval_out_features: names of the levels that evaluation reads; None: all. It can be set
                 later, on the attribute of the same name.
+            depthwise: the output convolutions are separable, see layers.conv3x3.
             args, kwargs: see Detectron2's FPN.
         """
         super().__init__(*args, **kwargs)
         if self._fuse_type != "sum":
             raise UserError(f"StaggeredFPN adds levels up, got fuse_type {self._fuse_type!r}")
         self.eval_out_features = eval_out_features
+        if depthwise:
+            self._separate_outputs(kwargs.get("norm", ""))
+
+    def _separate_outputs(self, norm: str) -> None:
+        for name, conv in list(self.named_children()):
+            if name.startswith("fpn_output"):
+                channels = conv.out_channels
+                separable = conv3x3(channels, channels, depthwise=True, norm=norm)
+                self.output_convs[self.output_convs.index(conv)] = separable
+                setattr(self, name, separable)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
@@ -118,6 +136,7 @@ def build_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelP6P7(shapes[last].channels, channels, last),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        depthwise=cfg.MODEL.MIMICDET.DEPTHWISE,
     )
     _initialise_pyramid(fpn, cfg.MODEL.MIMICDET.FPN.INIT)
     return fpn

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from ...utils.errors import UserError, check_choice, check_choices
+from ...utils.errors import UserError, check_choice, check_choices, near_names
 from ...utils.timm_networks import check_timm_network
 
 NORMS = ("BN", "FrozenBN", "SyncBN")
@@ -52,6 +52,7 @@ class TimmBackbone(Backbone):
         norm: str = "BN",
         freeze_at: int = 0,
         in_channels: int = 3,
+        omit: Sequence[str] = (),
     ):
         """
         Args:
@@ -61,6 +62,8 @@ class TimmBackbone(Backbone):
             norm: "BN": batch norms as timm has them; "SyncBN" or "FrozenBN": in their place.
             freeze_at: 0 nothing; 1 all that the map of stride 2 is computed from, its batch norms
                 too; 2 the same for res2; and so on.
+            omit: names of modules of timm's network that give their input on: a lighter network.
+                A map then has the channels of what is left.
 
         Raises:
             UserError: there is no such network, option, map or norm, or no map to freeze at, or the
@@ -70,6 +73,7 @@ class TimmBackbone(Backbone):
         check_choice("MODEL.TIMM.NORM", norm, NORMS)
         self.timm_name = name
         network = _create(name, options, in_channels)
+        _omit(network, name, omit)
         from timm.layers import Conv2dSame, convert_sync_batchnorm, freeze_batch_norm_2d
 
         indices, shapes = _levels(network)
@@ -77,7 +81,10 @@ class TimmBackbone(Backbone):
         if not out_features:
             raise UserError("MODEL.TIMM.OUT_FEATURES is empty")
         weight = next(network.parameters())
-        maps = _try_out(network, name, weight.new_zeros(1, in_channels, *TRIAL_SIZE))
+        maps = _try_out(network, name, weight.new_zeros(1, in_channels, *TRIAL_SIZE), bool(omit))
+        shapes = {
+            n: ShapeSpec(channels=maps[n].shape[1], stride=s.stride) for n, s in shapes.items()
+        }
         if freeze_at:
             _freeze(network, name, maps, freeze_at)
         self._shapes = {n: shape for n, shape in shapes.items() if n in out_features}
@@ -121,6 +128,7 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         keys.NORM,
         cfg.MODEL.BACKBONE.FREEZE_AT,
         input_shape.channels,
+        keys.OMIT,
     )
 
 
@@ -144,6 +152,16 @@ def _create(name: str, options: Sequence[object], in_channels: int) -> nn.Module
         raise UserError(f"MODEL.TIMM: {name} with OPTIONS {list(options)}: {error}") from error
 
 
+def _omit(network: nn.Module, name: str, omit: Sequence[str]) -> None:
+    known = [path for path, _ in network.model.named_modules() if path]
+    for path in omit:
+        if path not in known:
+            raise UserError(
+                f"MODEL.TIMM.OMIT: {name} has no module {path!r}{near_names(path, known)}"
+            )
+        network.model.set_submodule(path, nn.Identity())
+
+
 def _levels(network: nn.Module) -> tuple[dict[str, int], dict[str, ShapeSpec]]:
     """By name of the maps, fine to coarse: their index in timm, and their shape as timm says."""
     info = network.feature_info
@@ -155,8 +173,11 @@ def _levels(network: nn.Module) -> tuple[dict[str, int], dict[str, ShapeSpec]]:
     return indices, shapes
 
 
-def _try_out(network: nn.Module, name: str, image: Tensor) -> dict[str, Tensor]:
-    """The maps of an image of TRIAL_SIZE, after a check that they are what timm says."""
+def _try_out(network: nn.Module, name: str, image: Tensor, any_channels: bool) -> dict[str, Tensor]:
+    """
+    The maps of an image of TRIAL_SIZE, after a check that they are what timm says; any_channels:
+    but for their channels.
+    """
     network.eval()  # the image must leave no trace in the batch norms
     try:
         with torch.enable_grad():
@@ -168,11 +189,12 @@ def _try_out(network: nn.Module, name: str, image: Tensor) -> dict[str, Tensor]:
     indices, shapes = _levels(network)
     by_name = {n: maps[network.out_indices.index(i)] for n, i in indices.items()}
     for n, shape in shapes.items():
-        expected = (1, shape.channels, *(side // shape.stride for side in TRIAL_SIZE))
+        channels = by_name[n].shape[1] if any_channels else shape.channels
+        expected = (1, channels, *(side // shape.stride for side in TRIAL_SIZE))
         if by_name[n].shape != expected:
             raise UserError(
                 f"MODEL.TIMM: {n} of {name} has the shape {tuple(by_name[n].shape)} where its "
-                f"stride {shape.stride} and {shape.channels} channels give {expected}"
+                f"stride {shape.stride} and {channels} channels give {expected}"
             )
     return by_name
 

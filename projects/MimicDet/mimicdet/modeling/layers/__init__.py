@@ -9,6 +9,7 @@ from .alignment import (
 from .deform_conv import deform_conv2d
 from .precision import channels_last_pays, fresh_casts
 from .readers import DensePyramid, PyramidReader, SparsePyramid, levels_by_layer
+from .separable import conv3x3
 
 __all__ = [
     "ALIGNMENTS",
@@ -19,6 +20,7 @@ __all__ = [
     "SparsePyramid",
     "build_alignments",
     "channels_last_pays",
+    "conv3x3",
     "deform_conv2d",
     "fresh_casts",
     "levels_by_layer",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...utils.errors import UserError, check_choice
 from ..backbone.pyramid import level_shapes
+from ..layers import conv3x3
 from ..losses import box_l1_loss, objectness_loss
 from ..postprocess import apply_deltas, clip_to_images, rank_proposals, select_proposals
 from ..structures import AnchorLabels, Proposals, RefinementPredictions
@@ -58,6 +59,7 @@ class RefinementModule(nn.Module):
         base_scale: float,
         prior_prob: float,
         settings: RefinementSettings,
+        depthwise: bool = False,
     ):
         """
         Args:
@@ -65,6 +67,7 @@ class RefinementModule(nn.Module):
             base_scale: S_l of each level in its strides.
             prior_prob: the objectness' start value.
             settings: of assignment, losses and proposals.
+            depthwise: the 3x3 conv is separable, see layers.conv3x3.
         """
         super().__init__()
         check_choice(
@@ -87,10 +90,12 @@ class RefinementModule(nn.Module):
         self._kept_anchors: dict[tuple, tuple[Tensor, Tensor]] = {}
 
         in_channels = levels[self.in_features[0]].channels
-        self.conv = Conv2d(in_channels, hidden_dim, 3, padding=1, activation=nn.ReLU())
+        self.conv = conv3x3(in_channels, hidden_dim, depthwise=depthwise, activation=nn.ReLU())
         self.objectness_logits = Conv2d(hidden_dim, 1, 1)
         self.anchor_deltas = Conv2d(hidden_dim, 4, 1)
-        for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
+        # A separable conv keeps its start: two layers of 0.01 in a row would let nothing through.
+        dense = () if depthwise else (self.conv,)
+        for layer in (*dense, self.objectness_logits, self.anchor_deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
         nn.init.constant_(self.objectness_logits.bias, -math.log((1 - prior_prob) / prior_prob))
@@ -119,6 +124,7 @@ class RefinementModule(nn.Module):
                 train_topk=rpn.POST_NMS_TOPK_TRAIN,
                 test_topk=rpn.POST_NMS_TOPK_TEST,
             ),
+            "depthwise": cfg.MODEL.MIMICDET.DEPTHWISE,
         }
 
     def forward(
