@@ -149,7 +149,7 @@ def error_of(student, tmp_path, capfd):
 
 def test_input_that_cannot_be_used(error_of, tmp_path):
     assert "'tflite'" in error_of("--format", "tflite")
-    assert "'int8'" in error_of("--precision", "int8")
+    assert "'int4'" in error_of("--precision", "int4")
     assert "--opset 17" in error_of("--format", "onnx", "--opset", 17)
     assert "none/such.pth" in error_of(weights="none/such.pth")
     assert "none/such" in error_of("--sample-images", "none/such")

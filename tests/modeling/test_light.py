@@ -1,4 +1,4 @@
-"""What makes a MimicDet light: separable convolutions, blocks of the backbone left out, its configs."""
+"""What makes a MimicDet light: separable convolutions, blocks left out, its configs."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_a_block_that_cannot_be_left_out(path, message):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_light_configs_train_and_export(config):
-    """Each parameter has a gradient, the loss keys are exact, the graph finds what the model does."""
+    """Gradients everywhere, exact loss keys, and a graph that finds what the model finds."""
     pytest.importorskip("timm")
     small = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", 3]
     small += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3]

@@ -27,7 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="the graph takes one image at its full size and resizes it as the config says",
     )
     parser.add_argument(
-        "--sample-images", default="", metavar="DIR", help="pictures to verify the file with"
+        "--sample-images",
+        default="",
+        metavar="DIR",
+        help="pictures to verify the file with; int8 is calibrated on them, or on DATASETS.TRAIN",
     )
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help="of ONNX")
     parser.add_argument(

@@ -8,24 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 
 from ..checkpoint import load_weights
 from ..checkpoint.registry import file_sha256
+from ..data import load_records, register_datasets
 from ..modeling.meta_arch.config_checks import is_mimicdet
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..utils.errors import UserError, check_choice, check_installed
+from ..utils.errors import UserError, check_choice, check_installed, file_errors
 from ..utils.files import new_path
+from .detector import INPUT_NAMES
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
 from .metadata import export_metadata, read_metadata
-from .verify import sample_images, verify
+from .quantize import CALIBRATION_IMAGES, quantize
+from .verify import VERIFIED_IMAGES, sample_images, to_batch, verify
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "float16")
+PRECISIONS = ("float32", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,19 @@ class ExportOptions:
     """What the caller chooses; UserError for what is not known."""
 
     file_format: str = "onnx"  # a name of FORMATS
-    precision: str = "float32"  # or "float16": see ExportableDetector
+    # "float16": see ExportableDetector; "int8": ONNX alone, see quantize.py
+    precision: str = "float32"
     include_resize: bool = False  # True: the graph resizes one image itself
     opset: int = DEFAULT_OPSET  # of ONNX
-    sample_images: str = ""  # folder of pictures to verify with; empty: made ones
+    # Folder of pictures to verify with, and to calibrate "int8"; empty: made ones, and for "int8"
+    # those of DATASETS.TRAIN.
+    sample_images: str = ""
 
     def __post_init__(self) -> None:
         check_choice("--format", self.file_format, FORMATS)
         check_choice("--precision", self.precision, PRECISIONS)
+        if self.precision == "int8" and self.file_format != "onnx":
+            raise UserError(f"--precision int8 is written as onnx alone, not {self.file_format}")
 
 
 def export_model(
@@ -81,7 +91,10 @@ def export_model(
             f"--include-resize: INPUT.MIN_SIZE_TEST is {sizes[0]} and INPUT.MAX_SIZE_TEST "
             f"{sizes[1]}; the model is not meant to resize"
         )
-    images = sample_images(options.sample_images, cfg.INPUT.FORMAT)
+    if options.precision == "int8":
+        images = calibration_images(cfg, options.sample_images)
+    else:
+        images = sample_images(options.sample_images, cfg.INPUT.FORMAT)
     if not options.include_resize:  # as the model's test loader does
         resize = ResizeShortestEdge(*sizes)
         images = [resize.get_transform(x).apply_image(x) for x in images]
@@ -106,12 +119,32 @@ def export_model(
     # A path of the output's name, which some formats write down.
     with new_path(output) as temporary:
         WRITERS[options.file_format](model, temporary, metadata)
+        if options.precision == "int8":
+            batches = (to_batch([image]) for image in images)
+            quantize(temporary, (dict(zip(INPUT_NAMES, batch)) for batch in batches))
+            images = images[:VERIFIED_IMAGES]
         check_content(temporary, options.file_format, metadata)
         count = verify(load_exported(temporary, options.file_format), model, images, metadata)
     logger.info("%s agrees with the model on %d images, %d detections", output, len(images), count)
     if not count:
         logger.warning("the model found nothing in the sample images: give it --sample-images DIR")
     return metadata
+
+
+def calibration_images(cfg: CfgNode, folder: str = "") -> list[np.ndarray]:
+    """
+    Up to CALIBRATION_IMAGES pictures, of a folder or evenly over the training sets: (H, W, 3) uint8
+    in INPUT.FORMAT. UserError where there is none.
+    """
+    if folder:
+        return sample_images(folder, cfg.INPUT.FORMAT, CALIBRATION_IMAGES)
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("--precision int8 needs DATASETS.TRAIN or --sample-images to calibrate")
+    register_datasets(cfg)
+    files = [x["file_name"] for name in cfg.DATASETS.TRAIN for x in load_records(name)]
+    chosen = np.linspace(0, len(files) - 1, min(CALIBRATION_IMAGES, len(files))).astype(int)
+    with file_errors():
+        return [read_image(files[i], format=cfg.INPUT.FORMAT) for i in chosen]
 
 
 def load_student(cfg: CfgNode) -> MimicDet:

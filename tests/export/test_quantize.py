@@ -1,0 +1,87 @@
+"""Files of 8 bits: what is quantised, that they detect, and what is refused."""
+
+import cv2
+import onnx
+import pytest
+import torch
+from onnx import parser
+
+from mimicdet.export import ExportOptions, load_exported, writer
+from mimicdet.export.metadata import read_metadata
+from mimicdet.export.quantize import map_nodes
+from mimicdet.export.verify import sample_images, to_batch
+from mimicdet.utils.errors import UserError
+from tests.export.conftest import eager
+from tests.helpers import small_cfg
+
+GRAPH = """
+net (float[1, 3, 8, 8] images, int64[4] sizes) => (float[1, 3, 8, 8] out, float[1, 64] late) {
+    shift = Constant <value = float {1.0}> ()
+    moved = Sub (images, shift)
+    [stem] a = Conv (moved, stem_weight)
+    [act] b = Relu (a)
+    [up] c = Resize <mode = "nearest"> (b, , , sizes)
+    [sum] d = Add (b, c)
+    [head] e = Conv (d, p_objectness_logits_weight)
+    [decode] f = Add (e, e)
+    [mixed] out = Add (d, images)
+    flat = Flatten (d)
+    [late] late = Relu (flat)
+}
+"""
+
+
+def test_what_is_quantised():
+    """Convolutions and what reads nothing but their maps; no output layer, no decoding."""
+    assert map_nodes(parser.parse_graph(GRAPH)) == ["stem", "act", "up", "sum"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, image in enumerate(sample_images("", "BGR")[:4]):
+        cv2.imwrite(str(folder / f"{i}.png"), image)
+    return folder
+
+
+def test_int8(student, exported, capfd, pictures, monkeypatch):
+    # Random heads make much of small differences: that the two agree is for trained models.
+    monkeypatch.setattr(writer, "verify", lambda run, model, images, metadata: len(images))
+    arguments = ("onnx", "--precision", "int8", "--sample-images", str(pictures))
+    path, printed = exported(*arguments, capture=capfd)
+    assert read_metadata(path, "onnx") == printed and printed["precision"] == "int8"
+    graph = onnx.load(path).graph
+    types = {x.name: x.data_type for x in graph.initializer}
+    kept = [n for n in types if "anchor_deltas.weight" in n or "objectness_logits.weight" in n]
+    assert kept and all(types[n] == onnx.TensorProto.FLOAT for n in kept)
+    assert sum(t == onnx.TensorProto.INT8 and "weight" in n for n, t in types.items()) > 20
+    scales = [x for x in graph.initializer if x.name.endswith("conv.weight_scale")]
+    assert scales and any(x.dims[:] == [16] for x in scales)  # one for each channel
+    run = load_exported(path, "onnx")
+    image = sample_images(str(pictures), "BGR")[0][:132, :180]
+    boxes, _, _, count = run(*to_batch([image]))
+    expected = eager(student.model, [image])[0]
+    assert 0.5 * len(expected) <= int(count[0]) <= 2 * len(expected)
+    distance = torch.cdist(expected.pred_boxes.tensor, torch.from_numpy(boxes[0, : count[0]]))
+    assert distance.amin(dim=1).median() < 10
+    float_path, _ = exported("onnx", capture=capfd)
+    assert path.stat().st_size < 0.4 * float_path.stat().st_size
+
+
+def test_other_formats_are_refused():
+    with pytest.raises(UserError, match="--precision int8 is written as onnx alone"):
+        ExportOptions("torchscript", "int8")
+
+
+def test_calibration_takes_the_training_set_evenly(monkeypatch):
+    cfg = small_cfg("DATASETS.TRAIN", ("mimicdet_shapes_train",), "DATASETS.TEST", ())
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
+    files = []
+    monkeypatch.setattr(writer, "read_image", lambda name, format: files.append(name))
+    monkeypatch.setattr(
+        writer, "load_records", lambda name: [{"file_name": i} for i in range(1000)]
+    )
+    writer.calibration_images(cfg)
+    assert len(files) == 100 and files[0] == 0 and files[-1] == 999
+    with pytest.raises(UserError, match="needs DATASETS.TRAIN or --sample-images"):
+        writer.calibration_images(small_cfg("DATASETS.TRAIN", ()))
