@@ -13,6 +13,7 @@ from mimicdet_runtime.cli import positive
 
 from ...utils.errors import UserError, check_choice, check_choices, check_installed, command
 from .detectors import BACKBONES, CASES, DEFAULT_CASES
+from .onnx_files import compare_onnx_files, format_comparison
 from .report import format_report, plot_latency
 from .results import Conditions, continue_results, new_results, read_results, write_results
 from .runner import make_groups, run_groups
@@ -36,6 +37,8 @@ A long job writes after each group of measurements; --resume goes on with what i
 what this call requests to what is there:
     tools/benchmark.py --output results.json --stages --memory
     tools/benchmark.py --output results.json --resume --sizes 400 600 --backbones R-50
+Exported files, of this project or another, are timed side by side on square images:
+    tools/benchmark.py --onnx peer_320.onnx peer_416.onnx light.onnx --sizes 320 416
 """
 
 
@@ -81,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--memory", action="store_true", help="peak memory, a process for each case")
     add("--stages", action="store_true", help="the stages of MimicDet at inference")
     add("--report", metavar="JSON", help="write the tables of these results, measure nothing")
+    add("--onnx", nargs="+", metavar="FILE", help="time these files alone, on 1 and 2 threads")
     add("--plot", metavar="JSON", help="draw these results as a .png beside, measure nothing")
     return parser
 
@@ -146,6 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_report(read_results(args.report)))
     if args.plot:
         plot_latency(read_results(args.plot), Path(args.plot).with_suffix(".png"))
-    if not (args.report or args.plot):
+    if args.onnx:
+        check_installed("--onnx", "onnxruntime")
+        rows = compare_onnx_files(args.onnx, args.sizes, (1, 2), args.repeats)
+        print(format_comparison(list(rows)))
+    if not (args.report or args.plot or args.onnx):
         measure(args, f"python tools/benchmark.py {shlex.join(given)}")
     return 0
