@@ -125,7 +125,7 @@ def write_config(path: Path, address: str) -> Path:
             "CLIP_GRADIENTS": {"ENABLED": True, "CLIP_TYPE": "norm", "CLIP_VALUE": 5.0},
         },
         "TEST": {"EVAL_PERIOD": 20},
-        "SEED": 1,
+        "SEED": 2,
         "VIS_PERIOD": 20,
     }
     path.write_text(yaml.safe_dump(content))
