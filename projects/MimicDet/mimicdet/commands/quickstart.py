@@ -24,6 +24,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint.packages import how_to_install
 from ..data import load_records
 from ..engine import MimicTrainer, setup_cfg
 from ..utils.errors import UserError, command, make_folder
@@ -31,7 +32,7 @@ from ..visualization import detection_grid, plot_curves
 from .report import write_report
 from .train import add_resume_or_start, output_errors, wants_resume
 
-DEFAULT_CONFIG = "configs/Quickstart/mimicdet_R_18_FPN_shapes.yaml"
+DEFAULT_CONFIG = "configs/Quickstart/mimicdet_lite0_bccd.yaml"
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _FILES = ("model_final.pth", "model_best.pth", "metrics.json", "config.yaml", "log.txt")
 _LOGGERS = ("detectron2", "fvcore", "mimicdet", "py.warnings")
@@ -138,6 +139,11 @@ def make_data(args: argparse.Namespace, stream: TextIO) -> CfgNode:
     """
     with _data_log_on(stream):
         cfg = setup_cfg(args.config_file, [*args.opts, "OUTPUT_DIR", args.output])
+        if line := how_to_install(cfg.MODEL.WEIGHTS):
+            print(f"  starts from random weights, its AP will be low: {line}", file=stream)
+            cfg.defrost()
+            cfg.MODEL.WEIGHTS = ""
+            cfg.freeze()
         if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
         for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
