@@ -145,17 +145,23 @@ def environment(**changes: str) -> dict[str, str]:
     }
 
 
-def start(*arguments: object, launcher: tuple[str, ...] = (), **env: str) -> subprocess.Popen:
-    """Start train_net.py in a process of its own, its output in one pipe."""
+def start(
+    *arguments: object, launcher: tuple[str, ...] = (), log: Path | None = None, **env: str
+) -> subprocess.Popen:
+    """
+    Start train_net.py in a process of its own; its output goes to one pipe, or to the file `log`,
+    which needs no reader.
+    """
     command = [sys.executable, *launcher, str(ROOT / "train_net.py"), *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(**env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with open(log, "w") if log else contextlib.nullcontext(subprocess.PIPE) as stdout:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(**env),
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
 
 def finish(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str]:

@@ -148,8 +148,9 @@ def test_a_rank_that_dies_ends_the_other(data, tmp_path, way, rank):
         launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port)
         options = []
     opts = ["OUTPUT_DIR", output, "SOLVER.IMS_PER_BATCH", 2, *LONG.split()]
-    process = tiny_run.start("--config-file", data, *options, *opts, launcher=launcher)
-    pids = []
+    log_file = tmp_path / "log"
+    arguments = ("--config-file", data, *options, *opts)
+    process = tiny_run.start(*arguments, launcher=launcher, log=log_file)
     try:
         limit = time.monotonic() + START_LIMIT
         while not (output / "last_checkpoint").exists():
@@ -159,12 +160,13 @@ def test_a_rank_that_dies_ends_the_other(data, tmp_path, way, rank):
         assert len(pids) == 2
         os.kill(pids[rank], signal.SIGKILL)
         start = time.monotonic()
-        code, log = tiny_run.finish(process, DEATH_LIMIT)
+        code = process.wait(DEATH_LIMIT)
         seconds = time.monotonic() - start
     finally:
-        if process.poll() is None:
-            process.kill()
-    assert code != 0
+        for pid in [*workers_of(process.pid), process.pid] if process.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+    log = log_file.read_text()
+    assert code != 0, log[-3000:]
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     if way == "--num-gpus":
         assert code == 2 and "terminated with signal SIGKILL; --resume goes on from" in log
