@@ -87,7 +87,6 @@ setup(
     python_requires=">=3.10",
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE, include=["mimicdet", "mimicdet.*"]),
-    package_data={"mimicdet.checkpoint": ["registry.json"]},
     install_requires=REQUIRED,
     extras_require={
         "detectron2": read_requirements("detectron2.txt"),

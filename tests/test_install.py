@@ -352,7 +352,6 @@ def test_built_package_carries_the_configs(tmp_path):
         expected and sorted(path.relative_to(built) for path in built.rglob("*.yaml")) == expected
     )
     assert (tmp_path / "mimicdet" / "config" / "defaults.py").is_file()
-    assert (tmp_path / "mimicdet" / "checkpoint" / "registry.json").is_file()
     assert not (ROOT / "projects/MimicDet/mimicdet/model_zoo/configs").exists()
 
 
@@ -365,6 +364,8 @@ def test_only_the_runtime_has_the_command(tmp_path):
     assert [path.name for path in (full / "lib").iterdir()] == ["mimicdet"]
     assert [path.name for path in (runtime / "lib").iterdir()] == ["mimicdet_runtime"]
     assert not [*tmp_path.rglob("*.jpg")], "data/bccd stays out of the wheels"
+    assert not [x for x in tmp_path.rglob("*.*") if x.suffix in (".onnx", ".safetensors")]
+    assert (runtime / "lib" / "mimicdet_runtime" / "registry.json").is_file()
     page = runtime / "lib" / "mimicdet_runtime" / "static"
     assert {"index.html", "app.js", "style.css"} <= {path.name for path in page.iterdir()}
     info = written_metadata(ROOT, full)

@@ -1,9 +1,11 @@
 #!/usr/bin/env python
 """
-Turn a finished run into an entry of the model zoo:
+Turn a finished run into a model of the zoo, its files, its entry in the registry and its row in
+MODEL_ZOO.md:
 
-    python tools/publish.py output/quickstart/shapes published/ \
-        --name Quickstart/mimicdet_R_18_FPN_shapes.yaml --base-url https://example.org/models
+    python tools/publish.py output/light/bccd --name bccd \
+        --config Light/mimicdet_lite0_320px_bccd.yaml --licence MIT \
+        --data "BCCD (data/bccd)" --machine "2 CPU cores"
 
 See docs/export.md.
 """

@@ -78,10 +78,24 @@ def test_holds_the_student_alone_and_says_what_it_is(trained, student):
     assert metadata["class_names"] == ["a", "b", "c"]
     assert metadata["source_sha256"] == file_sha256(trained[0] / "model_final.pth")
     assert "FEATURE_DIM: 24" in metadata["config"]
+    assert "model_final.pth" not in metadata["config"], "a path of the machine"
     if student.suffix == ".pth":
         content = torch.load(student, weights_only=True)
         assert set(content) == {"model", "mimicdet"}
         assert not [name for name in content["model"] if name.startswith("roi_heads.")]
+
+
+def test_half_is_half_the_size_and_loads_in_full(trained, student, tmp_path):
+    path = tmp_path / f"half{student.suffix}"
+    config = ["--config-file", str(trained[0] / "config.yaml"), "--output", str(path), "--half"]
+    assert main([*config, "MODEL.WEIGHTS", str(trained[0] / "model_final.pth")]) == 0
+    assert path.stat().st_size < 0.55 * student.stat().st_size
+    loaded = small_model(seed=1)
+    load_weights(loaded, str(path))
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == torch.float32
+        if not name.startswith("roi_heads."):
+            assert torch.equal(parameter, trained[1].state_dict()[name].half().float())
 
 
 def test_the_data_are_not_needed_any_more(trained, student, tmp_path):
@@ -99,6 +113,8 @@ def test_errors_are_one_line_and_leave_no_file(trained, tmp_path, capsys):
     torch.save({"model": other}, tmp_path / "teacher.pth")
     nan = {**model.state_dict(), "student_head.box_deltas.bias": torch.full((4,), torch.nan)}
     torch.save({"model": nan}, tmp_path / "nan.pth")
+    large = {**model.state_dict(), "student_head.box_deltas.bias": torch.full((4,), 1e5)}
+    torch.save({"model": large}, tmp_path / "large.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")
     output = tmp_path / "out" / "student.pth"
     output.parent.mkdir()
@@ -111,6 +127,9 @@ def test_errors_are_one_line_and_leave_no_file(trained, tmp_path, capsys):
         assert extract(folder, output, "MODEL.WEIGHTS", weights) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    config = ["--config-file", str(folder / "config.yaml"), "--output", str(output), "--half"]
+    assert main([*config, "MODEL.WEIGHTS", str(tmp_path / "large.pth")]) == 2
+    assert "not finite in float16" in capsys.readouterr().err
     assert extract(folder, tmp_path / "out" / "student.bin") == 2
     assert "student.bin" in capsys.readouterr().err
     assert not list(output.parent.iterdir())

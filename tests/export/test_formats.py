@@ -53,6 +53,7 @@ def test_onnx(student, exported, capfd):
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
     assert {x.domain for x in proto.opset_import} == {""}
+    assert b"site-packages" not in proto.SerializeToString(), "paths of the machine"
     names = [x.name for x in proto.graph.initializer]
     assert names and not [x for x in names if "roi_heads" in x]
     run = load_exported(path, "onnx")

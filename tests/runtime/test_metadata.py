@@ -33,7 +33,7 @@ MUTATIONS = {
     "score_threshold": [*NOT_NUMBERS, -0.1, 1.1],
     "nms_threshold": [*NOT_NUMBERS, -0.1, 1.1],
     "detections_per_image": [*NOT_SIZES, 0, 10**6],
-    "precision": [None, 1, "", "int8", []],
+    "precision": [None, 1, "", "int4", []],
     "weights_sha256": [None, 1, "", "0" * 63, "g" * 64, "0" * 64 + "\n"],
     "config": NOT_TEXT,
     "opset": [0, -1, 1.5, "17", True, []],
@@ -81,6 +81,7 @@ def test_every_mutation_is_named(key):
         ("nms_threshold", 1),
         ("opset", None),
         ("precision", "bfloat16"),
+        ("precision", "int8"),
         ("something_new", {"a": [1, "\x1b[2J"]}),
     ],
 )

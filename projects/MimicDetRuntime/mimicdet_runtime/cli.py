@@ -13,10 +13,12 @@ from pathlib import Path
 
 from .errors import UserError, command
 from .version import __version__
+from .zoo import find_model
 
 EXIT_SOME_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
+_MODEL = "name of a published model, or ONNX file written by tools/export_model.py"
 
 
 def _probability(text: str) -> float:
@@ -42,19 +44,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mimicdet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     detect = commands.add_parser("detect", help="detect in images, a folder or a video")
-    detect.add_argument("model", help="ONNX file written by tools/export_model.py")
-    detect.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, or one video")
-    detect.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for all results")
+    detect.usage = "mimicdet detect MODEL INPUT [INPUT ...] [options], or detect --model MODEL ..."
+    detect.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="images, folders, or one video; MODEL before"
+    )
+    detect.add_argument("--model", help=_MODEL)
+    detect.add_argument(
+        "-o", "--output", default="detections", metavar="FOLDER", help="of results (detections)"
+    )
     detect.add_argument("--score", type=_probability, default=0.5, help="lowest score (0.5)")
     detect.add_argument("--batch", type=positive, default=1, help="images a run (1)")
     detect.add_argument("--no-draw", action="store_true", help="write JSON only")
     detect.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     detect.set_defaults(run=_detect)
     info = commands.add_parser("info", help="show what a model says about itself")
-    info.add_argument("model", help="ONNX file")
+    info.add_argument("model", help=_MODEL)
     info.set_defaults(run=_info)
     serve = commands.add_parser("serve", help="a web page to try models in")
-    serve.add_argument("models", nargs="*", metavar="MODEL", help="ONNX files to choose from")
+    serve.add_argument("models", nargs="*", metavar="MODEL", help="to choose from: " + _MODEL)
+    serve.add_argument("--model", action="append", default=[], help="one of them")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="port (8000; 0: any that is free)")
     serve.set_defaults(run=_serve)
@@ -91,7 +99,7 @@ def _info(args: argparse.Namespace) -> int:
     from .detector import Detector
     from .metadata import format_metadata
 
-    print(format_metadata(Detector(args.model).info))
+    print(format_metadata(Detector(find_model(args.model)).info))
     return 0
 
 
@@ -101,8 +109,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     options = (args.device, args.threads or 0)
     models = Models(lambda source, name: Detector(source, *options, name, MODEL_SECONDS))
-    for path in args.models:
-        models.add(path, Path(path).name)
+    for model in args.models + args.model:
+        models.add(find_model(model), Path(model).name)
     serve(models, args.host, args.port)
     return 0
 
@@ -113,13 +121,17 @@ def _detect(args: argparse.Namespace) -> int:
     from .results import RESULTS, ResultWriter
     from .runner import drawing_path
 
-    output = Path(args.output)
+    if args.model is None:
+        args.model, *args.inputs = args.inputs
+    if not args.inputs:
+        raise UserError(f"{args.model}: nothing to detect in; name images after the model")
+    output, model = Path(args.output), find_model(args.model)
     video, inputs = split_inputs(args.inputs)
     files = find_images(inputs, output)
     targets = {file: None if args.no_draw else drawing_path(file, output) for file in files}
     if video is not None and args.resume:
         raise UserError("--resume is for images; a video is done in one go")
-    detector = Detector(args.model, args.device, args.threads or 0)
+    detector = Detector(model, args.device, args.threads or 0)
     if detector.info.includes_resize and args.batch > 1:
         raise UserError(f"{args.model}: resizes inside the graph, so --batch has to be 1")
     header = {

@@ -163,8 +163,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "nms_threshold": _PROBABILITY,
     "detections_per_image": _whole(1, 100_000),
     "precision": (
-        lambda x: x in ("float32", "float16", "bfloat16"),
-        "float32, float16 or bfloat16",
+        lambda x: x in ("float32", "float16", "bfloat16", "int8"),
+        "float32, float16, bfloat16 or int8",
     ),
     "weights_sha256": (
         lambda x: isinstance(x, str) and re.fullmatch("[0-9a-f]{64}", x) is not None,

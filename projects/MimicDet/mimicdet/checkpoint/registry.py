@@ -1,54 +1,32 @@
-"""
-The published models: registry.json, and downloads that are checked against it.
+"""Published checkpoints: files and downloads that are checked against the registry's SHA-256."""
 
-    {"COCO-Detection/mimicdet_R_50_FPN_1x.yaml": {
-        "checkpoint": {"url": "https://...", "sha256": "..."},
-        "onnx": {"url": "https://...", "sha256": "..."},
-        "metrics": {"bbox/AP": 39.0, ...}}}
-"""
-
-import json
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..utils.errors import UserError, file_errors
+from mimicdet_runtime.zoo import FILE_KINDS, find_file, read_registry
+
+from ..utils.errors import UserError, check_choice, file_errors
 from .integrity import check_whole, file_sha256
 
-REGISTRY_FILE = Path(__file__).with_name("registry.json")
 # Of these schemes a SHA-256 is not asked for: files of this machine, and Detectron2's own host.
 TRUSTED = ("file://", "detectron2://", "catalog://")
 # What torch.load and zipfile raise for a file that is none, or is cut short.
 _NO_CHECKPOINT = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile)
-FILE_KINDS = ("checkpoint", "onnx")
+MODEL_SCHEME = "zoo://"  # and the name of a published model
 # Of addresses that load_backbone takes: weights of a backbone, and no checkpoint of a model.
 BACKBONE_SCHEMES = ("package://", "timm://")
 
 
-def read_registry() -> dict[str, dict[str, Any]]:
-    """All entries by config name; UserError for a file that is broken."""
-    return check_registry(json.loads(REGISTRY_FILE.read_text(encoding="utf-8")))
-
-
-def check_registry(entries: Any) -> dict[str, dict[str, Any]]:
-    """The entries as they are; UserError that names the entry and what it lacks."""
-    if not isinstance(entries, dict):
-        raise UserError("the registry must be a JSON object of entries by config name")
-    for name, entry in entries.items():
-        if not isinstance(entry, dict) or "checkpoint" not in entry:
-            raise UserError(f"registry entry {name!r} has no 'checkpoint'")
-        for kind in FILE_KINDS:
-            file = entry.get(kind, {"url": "-", "sha256": "0" * 64})
-            if not file.get("url") or len(file.get("sha256", "")) != 64:
-                raise UserError(f"registry entry {name!r}: {kind} needs a url and its sha256")
-    return entries
+def model_address(name: str) -> str:
+    """What MODEL.WEIGHTS names the checkpoint of a published model by."""
+    file = read_registry()[name]["checkpoint"]
+    return f"{MODEL_SCHEME}{name}" if "file" in file else file["url"]
 
 
 def fetch(address: str) -> str:
@@ -56,7 +34,8 @@ def fetch(address: str) -> str:
     A local copy of MODEL.WEIGHTS, downloaded if need be.
 
     An address on the web is taken where the registry has its SHA-256, or with it behind the
-    address: `https://host/model.pth#sha256=<64 hexadecimal digits>`. Detectron2's catalogue
+    address: `https://host/model.pth#sha256=<64 hexadecimal digits>`. `zoo://NAME` is the checkpoint
+    of a published model that this checkout brings, or $MIMICDET_MODELS. Detectron2's catalogue
     (detectron2:// and catalog://, one public host) needs none: its files, as all others, are read
     as arrays and run nothing.
 
@@ -66,6 +45,8 @@ def fetch(address: str) -> str:
     """
     if address.startswith(BACKBONE_SCHEMES):
         raise UserError(f"MODEL.WEIGHTS: {address} is a backbone alone, which training starts from")
+    if address.startswith(MODEL_SCHEME):
+        return str(find_file(_published(address.removeprefix(MODEL_SCHEME))))
     if "://" not in address and not os.path.isfile(address):
         raise UserError(f"MODEL.WEIGHTS: there is no checkpoint {address!r}")
     location, expected = address, {}
@@ -86,10 +67,18 @@ def fetch(address: str) -> str:
     return path
 
 
+def _published(name: str) -> Mapping[str, str]:
+    """The checkpoint of a registry entry that is a file; UserError for an unknown name."""
+    files = {name: entry["checkpoint"] for name, entry in read_registry().items()}
+    known = {name: file for name, file in files.items() if "file" in file}
+    check_choice("MODEL.WEIGHTS zoo://", name, known)
+    return known[name]
+
+
 def _expected_sha256(location: str, fragment: str) -> dict[str, str]:
     """By who says it: the registry, the part of the address behind #. UserError where none does."""
     files = (entry.get(kind) for entry in read_registry().values() for kind in FILE_KINDS)
-    published = {file["url"]: file["sha256"] for file in files if file}
+    published = {file["url"]: file["sha256"] for file in files if file and "url" in file}
     expected = {"registry": published[location]} if location in published else {}
     if digits := re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment):
         expected["address"] = digits[1].lower()

@@ -19,20 +19,23 @@ ENDINGS = (".pth", ".safetensors")
 METADATA_KEY = "mimicdet"  # in safetensors' header, in a .pth, in ONNX's metadata_props
 
 
-def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: str) -> int:
+def extract_student(
+    cfg: CfgNode, class_names: list[str], source: str, output: str, *, half: bool = False
+) -> int:
     """
     Write a training checkpoint's student.
 
     Args:
-        cfg: the training's config, kept in the file's metadata.
+        cfg: the training's config, kept in the file's metadata without MODEL.WEIGHTS.
         source: the training checkpoint; output: name in .pth or .safetensors.
+        half: write float16, half the size; a model that loads it computes in its own precision.
 
     Returns:
         the number of tensors written.
 
     Raises:
         UserError: `output` has another ending or no folder; `source` holds no student, or values
-            that are not finite.
+            that are not finite, in float16 where that is asked for.
     """
     if Path(output).suffix not in ENDINGS:
         raise UserError(f"--output: {output!r} must end in one of {ENDINGS}")
@@ -41,7 +44,7 @@ def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: s
     if output.endswith(".safetensors"):
         check_installed(f"--output {output}", "safetensors")
     state = {
-        name: value.contiguous()
+        name: (value.half() if half and value.is_floating_point() else value).contiguous()
         for name, value in read_state_dict(source).items()
         if not name.startswith(MimicCheckpointer.TRAINING_ONLY)
     }
@@ -49,11 +52,15 @@ def extract_student(cfg: CfgNode, class_names: list[str], source: str, output: s
         raise UserError(f"{source} holds no student: it has no parameter student_head.*")
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{source}: {name} holds values that are not finite")
+            in_half = " in float16" if half else ""
+            raise UserError(f"{source}: {name} holds values that are not finite{in_half}")
+    kept = cfg.clone()
+    kept.defrost()
+    kept.MODEL.WEIGHTS = ""  # a path of the machine that the file was written on
     metadata = {
         "format_version": 1,
         "class_names": class_names,
-        "config": cfg.dump(),
+        "config": kept.dump(),
         "source_sha256": file_sha256(source),
     }
     with new_path(output) as path:

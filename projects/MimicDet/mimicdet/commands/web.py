@@ -7,6 +7,7 @@ from typing import Any
 
 from mimicdet_runtime import Detector
 from mimicdet_runtime.server import MODEL_SECONDS, Models, serve
+from mimicdet_runtime.zoo import find_model
 
 from ..utils.errors import command
 from ..visualization.sampling import sampling_points
@@ -60,5 +61,5 @@ def make_models(args: argparse.Namespace) -> Models:
     predictor = load_predictor(args.config_file, opts, optimize=False)
     models.put(SamplingDetector(predictor), Path(args.weights).name)
     for path in args.models:
-        models.add(path, Path(path).name)
+        models.add(find_model(path), Path(path).name)
     return models

@@ -59,6 +59,8 @@ def write_onnx(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
     if metadata["includes_resize"]:
         proto = add_resize(proto, metadata["resize"]["min_size"], metadata["resize"]["max_size"])
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(metadata)})
+    for item in (proto.graph, *proto.graph.node, *proto.graph.value_info):
+        item.ClearField("metadata_props")  # PyTorch's traces, with paths of this machine
     proto.producer_name, proto.producer_version = "mimicdet", metadata["mimicdet_version"]
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, str(path))
