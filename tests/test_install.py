@@ -336,7 +336,7 @@ def test_pins(env):
 def test_detectron2_is_no_plain_requirement(tmp_path):
     info = written_metadata(ROOT, tmp_path)
     plain, *extras = (info / "requires.txt").read_text().split("\n\n")
-    assert {"torch", "torchvision", "fvcore", "pycocotools"} <= set(plain.split())
+    assert {"torch>=2.6", "torchvision", "fvcore", "pycocotools"} <= set(plain.split())
     assert "detectron2" not in plain
     names = [part.split("]")[0].strip() for part in extras]
     assert names == ["[detectron2", "[dev", "[export", "[pretrained", "[test"]
