@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 from annotation_trials import Trial  # noqa: E402
 
 
-@pytest.mark.parametrize(("kind", "number"), [("coco", 8000), ("xml", 1000), ("labels", 1000)])
+@pytest.mark.parametrize(("kind", "number"), [("coco", 10_000), ("xml", 1000), ("labels", 1000)])
 def test_mutated_files(tmp_path, clean_catalogs, kind, number):
     logging.disable(logging.WARNING)
     try:

@@ -20,6 +20,8 @@ STOPS = (2, 4, 7, 8, 11)
 
 def work(rank, ranks, port, config, output, opts, stop):
     """One process of a run, as torchrun starts it, ended by os._exit before iteration `stop`."""
+    # As in train_net.py; a server would keep the workers of a loader alive when this process ends.
+    multiprocessing.set_start_method("fork", force=True)
     sys.stdout = sys.stderr = open(output.with_suffix(f".{rank}.log"), "a")  # noqa: SIM115
     if ranks > 1:
         os.environ.update(
@@ -39,6 +41,8 @@ def run(ranks, config, output, opts, stop=-1):
         process.start()
     for process in processes:
         process.join(300)
+        process.kill()  # one that hangs fails the test and must not stay
+        process.join()
     log = output.with_suffix(".0.log").read_text()
     expected = 0 if stop < 0 else 9
     # One rank may die of the other's end before it has come to its own.
