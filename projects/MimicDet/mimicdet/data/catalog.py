@@ -14,7 +14,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
 from ..utils.errors import UserError, file_errors
 from .addresses import find_kind, how_to_write
@@ -22,7 +21,7 @@ from .cache import cache_root
 from .datasets import bccd
 from .datasets.shape_drawing import SHAPE_NAMES
 from .datasets.shapes import NUM_IMAGES, SHAPES_VERSION, SPLITS, write_shapes
-from .folders import check_records
+from .folders import check_records, register_coco_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +43,12 @@ def register_embedded() -> None:
 
 def _register_shapes(name: str, split: str) -> None:
     root = cache_root() / f"shapes-v{SHAPES_VERSION}"
-    json_file, image_root = root / split / "annotations.json", root / split / "images"
-
-    def load() -> list[dict]:
-        write_shapes(root, split, NUM_IMAGES[split])
-        return load_coco_json(str(json_file), str(image_root), name)
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(SHAPE_NAMES),
-        json_file=str(json_file),
-        image_root=str(image_root),
-        evaluator_type="coco",
+    register_coco_file(
+        name,
+        root / split / "annotations.json",
+        root / split / "images",
+        SHAPE_NAMES,
+        lambda: write_shapes(root, split, NUM_IMAGES[split]),
     )
 
 

@@ -3,13 +3,14 @@
 import copy
 import os
 import stat
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
 from ..utils.errors import UserError, read_text
@@ -185,6 +186,36 @@ def _annotation_fault(annotation: Any, num_classes: int) -> str:
     x0, y0, x1, y1 = box
     width, height = (x1 - x0, y1 - y0) if mode == BoxMode.XYXY_ABS else (x1, y1)
     return "bbox with a negative size" if width < 0 or height < 0 else ""
+
+
+def register_coco_file(
+    name: str,
+    json_file: Path,
+    image_root: Path,
+    thing_classes: Sequence[str],
+    prepare: Callable[[], object] = lambda: None,
+    **metadata: Any,
+) -> None:
+    """
+    Register a COCO file and its metadata in Detectron2's catalogs.
+
+    Args:
+        prepare: called before the file is read: makes it, or says that it is missing.
+        metadata: further entries.
+    """
+
+    def load() -> list[dict[str, Any]]:
+        prepare()
+        return load_coco_json(str(json_file), str(image_root), name)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(thing_classes),
+        json_file=str(json_file),
+        image_root=str(image_root),
+        evaluator_type="coco",
+        **metadata,
+    )
 
 
 def register_records(name: str, records: list[dict[str, Any]], **metadata: Any) -> None:

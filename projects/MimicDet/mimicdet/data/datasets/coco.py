@@ -1,6 +1,5 @@
 """Custom data sets in COCO's format: checked and registered before anything trains on them."""
 
-import hashlib
 import itertools
 import json
 import logging
@@ -10,15 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
-
 from ...utils.errors import UserError
-from ...utils.files import new_path
 from ..addresses import address_kind
-from ..cache import cache_root
+from ..cache import cached_json
 from ..coco_format import check_coco, describe, is_polygon, read_coco
-from ..folders import check_image_files
+from ..folders import check_image_files, register_coco_file
 from ..problems import printable
 
 USAGE = "coco:ANNOTATIONS.json:IMAGE_FOLDER, coco:ANNOTATIONS.json"
@@ -59,14 +54,13 @@ def register_coco(
     check_image_files(path, root, names)
     usable = _usable_file(path, content, incomplete)
     categories = sorted(content["categories"], key=lambda x: x["id"])
-    DatasetCatalog.register(name, lambda: load_coco_json(str(usable), str(root), name))
-    MetadataCatalog.get(name).set(
-        thing_classes=[x["name"] for x in categories],
+    register_coco_file(
+        name,
+        usable,
+        root,
+        [x["name"] for x in categories],
         thing_dataset_id_to_contiguous_id={x["id"]: i for i, x in enumerate(categories)},
-        json_file=str(usable),
-        image_root=str(root),
         source_file=str(source or path),
-        evaluator_type="coco",
     )
 
 
@@ -116,10 +110,7 @@ def _usable_file(path: Path, content: Mapping[str, Any], incomplete: Sequence[in
             fixed["segmentation"] = proper
         completed.append(fixed)
     text = json.dumps({**content, "annotations": completed})
-    copy = cache_root() / "coco" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    if not copy.is_file():  # its name tells its content
-        with new_path(copy) as new:
-            new.write_text(text, encoding="utf-8")
+    copy = cached_json("coco", text)
     logger.warning(
         f"{path}: {len(lacking)} annotations lack what the evaluation needs (a positive id, area, "
         f"iscrowd, proper polygons), first {describe(annotations[incomplete[0]], incomplete[0])}; "

@@ -6,7 +6,6 @@ path with "labels" for "images", with a line for each object: class, then centre
 or the corners of a polygon, all as shares of the image's size.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -17,9 +16,8 @@ from typing import Any
 import yaml
 
 from ...utils.errors import UserError, read_text
-from ...utils.files import new_path
 from ..addresses import address_kind
-from ..cache import cache_root
+from ..cache import cached_json
 from ..folders import IMAGE_SUFFIXES
 from ..images import image_size
 from ..problems import Problems
@@ -59,11 +57,7 @@ def register_yolo(name: str, yaml_file: str, split: str) -> None:
     names = _class_names(path, content)
     images = _split_images(path, content, split)
     root = Path(os.path.commonpath([image.parent for image in images]))
-    coco = json.dumps(_to_coco(path, images, root, names))
-    copy = cache_root() / "yolo" / f"{hashlib.sha256(coco.encode()).hexdigest()[:16]}.json"
-    if not copy.is_file():  # its name tells its content
-        with new_path(copy) as new:
-            new.write_text(coco, encoding="utf-8")
+    copy = cached_json("yolo", json.dumps(_to_coco(path, images, root, names)))
     register_coco(name, str(copy), str(root), source=path)
 
 
