@@ -1,6 +1,5 @@
 """Find a config of configs/ by its name and load it."""
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from ..checkpoint.registry import model_address
 from ..checkpoint.student import load_deployed_cfg
 from ..config import load_config
 from ..data import register_datasets
-from ..utils.errors import UserError
+from ..utils.errors import UserError, near_names
 
 # Where configs/ can lie: inside the package (a built distribution) or at the repository's root.
 _HERE = Path(__file__).resolve().parent
@@ -57,8 +56,7 @@ def _full_name(name: str) -> str:
         return matches[0]
     if matches:
         raise UserError(f"The config name {name!r} is ambiguous: {', '.join(matches)}")
-    near = difflib.get_close_matches(requested, known + [Path(full).name for full in known], n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = near_names(requested, known + [Path(full).name for full in known])
     raise UserError(f"There is no config {name!r} in {_config_root()}{hint}")
 
 

@@ -1,6 +1,5 @@
 """What must hold between the keys of a MimicDet; each line names the key."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
@@ -12,9 +11,9 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     RPN_HEAD_REGISTRY,
 )
-from fvcore.common.registry import Registry
 
 from ...config import config_check
+from ...utils.errors import near_names
 from ..backbone.pyramid import PYRAMIDS
 from ..heads.teacher_head import HEADS
 from ..layers import ALIGNMENTS
@@ -76,7 +75,7 @@ def check_registered_names(cfg) -> list[str]:
     """Names of parts that are not registered; building the model would end in a KeyError."""
     model = cfg.MODEL
     return [
-        f"{key}: no {name!r} is registered" + _did_you_mean(name, registry)
+        f"{key}: no {name!r} is registered" + near_names(name, (known for known, _ in registry))
         for key, name, registry in (
             ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
             ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
@@ -103,11 +102,6 @@ def check_resnet(cfg) -> list[str]:
             f"{keys.DEPTH} has 64"
         )
     return problems
-
-
-def _did_you_mean(name: str, registry: Registry) -> str:
-    close = difflib.get_close_matches(name, [known for known, _ in registry])
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 @config_check
