@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mimicdet.checkpoint import MimicCheckpointer, load_weights, packages
-from mimicdet.checkpoint.registry import fetch, file_sha256
+from mimicdet.checkpoint.registry import fetch
 from mimicdet.utils.errors import UserError
+from mimicdet.utils.files import file_sha256
 from tests.helpers import small_model
 
 timm = pytest.importorskip("timm")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mimicdet.checkpoint import MimicCheckpointer, load_weights
-from mimicdet.checkpoint.registry import file_sha256
 from mimicdet.checkpoint.student import load_deployed_cfg, read_student_metadata
 from mimicdet.commands.extract_student import main
 from mimicdet.utils.errors import UserError
+from mimicdet.utils.files import file_sha256
 from tests.helpers import make_input, small_cfg, small_model
 
 ENDINGS = [".pth", ".safetensors"]

@@ -315,4 +315,7 @@ def test_detectron2s_catalogue_needs_none(address, monkeypatch, tmp_path):
     monkeypatch.setattr(
         registry.PathManager, "get_local_path", lambda x: str(path) if x == address else x
     )
-    linear().load(address)
+    checkpointer = linear()
+    checkpointer.load(address)
+    loaded = checkpointer.model.state_dict()
+    assert all((loaded[key].numpy() == x).all() for key, x in state.items())

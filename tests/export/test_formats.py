@@ -7,7 +7,6 @@ import onnx
 import pytest
 import torch
 
-from mimicdet.checkpoint.registry import file_sha256
 from mimicdet.commands.export_model import main
 from mimicdet.config import load_config
 from mimicdet.export import (
@@ -22,6 +21,7 @@ from mimicdet.export.metadata import read_metadata
 from mimicdet.export.resize import ResizingDetector, add_resize, resized_shape
 from mimicdet.export.verify import to_batch, verify
 from mimicdet.utils.errors import UserError
+from mimicdet.utils.files import file_sha256
 from tests.export.conftest import (
     CLASS_NAMES,
     assert_runs_alike,

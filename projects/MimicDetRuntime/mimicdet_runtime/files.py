@@ -1,6 +1,7 @@
-"""Writing files and folders that a reader sees whole or not at all."""
+"""Files and folders that a reader sees whole or not at all, and their SHA-256."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,3 +37,12 @@ def new_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         if error.filename is None or f".{target.name}-" in str(error.filename):
             error.filename = str(target)
         raise
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

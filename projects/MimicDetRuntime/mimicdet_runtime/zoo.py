@@ -14,7 +14,6 @@ the environment variable MIMICDET_MODELS names, and a checkout's models/.
 """
 
 import difflib
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, file_errors
+from .files import file_sha256
 
 REGISTRY_FILE = Path(__file__).with_name("registry.json")
 FOLDER_VARIABLE = "MIMICDET_MODELS"
@@ -91,7 +91,7 @@ def find_file(file: Mapping[str, str]) -> Path:
             f"environment variable {FOLDER_VARIABLE}"
         )
     with file_errors():
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = file_sha256(path)
     if found != file["sha256"]:
         raise UserError(f"{path} has SHA-256 {found}, the registry says {file['sha256']}")
     return path

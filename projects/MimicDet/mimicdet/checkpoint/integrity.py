@@ -16,20 +16,11 @@ from typing import IO, Any
 
 import torch
 
-from ..utils.files import durable_path
+from ..utils.files import durable_path, file_sha256
 
 DIGEST_ENDING = ".sha256"
 # What new_path leaves of a save during which the process was killed.
 _LEFTOVER = re.compile(rf"\.(last_checkpoint|.+\.pth({DIGEST_ENDING})?)-\w{{8}}")
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class _HashingFile:

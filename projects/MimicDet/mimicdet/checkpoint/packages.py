@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.errors import UserError, check_choice
+from ..utils.files import file_sha256
 from ..utils.timm_networks import check_timm_network
-from .integrity import file_sha256
 from .registry import BACKBONE_SCHEMES, read_state_dict
 
 

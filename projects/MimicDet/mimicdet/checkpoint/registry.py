@@ -12,7 +12,8 @@ from detectron2.utils.file_io import PathManager
 from mimicdet_runtime.zoo import FILE_KINDS, find_file, read_registry
 
 from ..utils.errors import UserError, check_choice, file_errors
-from .integrity import check_whole, file_sha256
+from ..utils.files import file_sha256
+from .integrity import check_whole
 
 # Of these schemes a SHA-256 is not asked for: files of this machine, and Detectron2's own host.
 TRUSTED = ("file://", "detectron2://", "catalog://")

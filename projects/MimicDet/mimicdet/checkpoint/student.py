@@ -11,9 +11,10 @@ from detectron2.data import MetadataCatalog
 from ..config import load_config
 from ..data import register_datasets
 from ..utils.errors import UserError, check_installed
-from ..utils.files import new_path
+from ..utils.files import file_sha256, new_path
 from .checkpointer import MimicCheckpointer
-from .registry import fetch, file_sha256, read_state_dict
+from .integrity import non_finite
+from .registry import fetch, read_state_dict
 
 ENDINGS = (".pth", ".safetensors")
 METADATA_KEY = "mimicdet"  # in safetensors' header, in a .pth, in ONNX's metadata_props
@@ -50,10 +51,9 @@ def extract_student(
     }
     if not any(key.startswith("student_head.") for key in state):
         raise UserError(f"{source} holds no student: it has no parameter student_head.*")
-    for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            in_half = " in float16" if half else ""
-            raise UserError(f"{source}: {name} holds values that are not finite{in_half}")
+    if name := non_finite(state):
+        in_half = " in float16" if half else ""
+        raise UserError(f"{source}: {name} holds values that are not finite{in_half}")
     kept = cfg.clone()
     kept.defrost()
     kept.MODEL.WEIGHTS = ""  # a path of the machine that the file was written on

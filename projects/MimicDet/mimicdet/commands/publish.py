@@ -17,7 +17,6 @@ from detectron2.utils.logger import setup_logger
 
 from mimicdet_runtime import Detector, read_image, zoo
 
-from ..checkpoint.integrity import file_sha256
 from ..checkpoint.student import extract_student, load_deployed_cfg
 from ..config import load_config
 from ..data import load_records, register_datasets
@@ -26,7 +25,7 @@ from ..export.writer import ExportOptions, export_model
 from ..model_zoo.model_zoo import get_config_file, list_configs
 from ..model_zoo.table import write_models
 from ..utils.errors import UserError, command, make_folder
-from ..utils.files import new_path
+from ..utils.files import file_sha256, new_path
 from ..visualization.curves import read_metrics
 from .train import evaluate, load_for_evaluation
 
@@ -79,14 +78,7 @@ def publish(
     if about.config not in list_configs():
         raise UserError(f"--config: there is no config {about.config!r}")
     weights = Path(checkpoint or run / "model_final.pth")
-    for needed in (run / "config.yaml", weights, run / "metrics.json"):
-        if not needed.is_file():
-            raise UserError(f"{run} is no finished run: there is no {needed.name}")
-    opts = [*opts, "MODEL.WEIGHTS", str(weights)]
-    cfg, class_names = load_deployed_cfg(str(run / "config.yaml"), opts)
-    register_datasets(cfg)
-    if len(cfg.DATASETS.TEST) != 1:
-        raise UserError(f"one set is evaluated, DATASETS.TEST has {len(cfg.DATASETS.TEST)}")
+    cfg, class_names = _read_run(run, weights, opts)
     iterations, minutes = spent(run / "metrics.json", weights)
     if not checkpoint and iterations < cfg.SOLVER.MAX_ITER:
         raise UserError(f"{run}: the run stopped at iteration {iterations}")
@@ -99,17 +91,7 @@ def publish(
         "onnx_int8": folder / f"{about.name}_int8.onnx",
     }
     extract_student(clean, class_names, str(weights), str(files["checkpoint"]), half=True)
-    metrics = {"teacher": evaluate_head(cfg, "teacher")}
-    cfg.MODEL.WEIGHTS = str(files["checkpoint"])
-    metrics = {"student": evaluate_head(cfg, "student"), **metrics}
-    (test,) = cfg.DATASETS.TEST
-    pictures = str(Path(load_records(test)[0]["file_name"]).parent)
-    for kind, options in (
-        ("onnx", ExportOptions(sample_images=pictures)),
-        ("onnx_int8", ExportOptions(precision="int8")),  # calibrated on DATASETS.TRAIN
-    ):
-        export_model(cfg, class_names, files[kind], options, Path(about.config).name)
-        metrics[kind] = evaluate_onnx(cfg, files[kind])
+    metrics = _evaluate_files(cfg, class_names, files, Path(about.config).name)
     return {
         "config": about.config,
         "command": shlex.join(
@@ -123,6 +105,37 @@ def publish(
         "licence": about.licence,
         "metrics": metrics,
     } | {kind: describe(file, base_url) for kind, file in files.items()}
+
+
+def _read_run(run: Path, weights: Path, opts: Sequence[str]) -> tuple[CfgNode, list[str]]:
+    """The config of a finished run with its data sets registered, and the classes."""
+    for needed in (run / "config.yaml", weights, run / "metrics.json"):
+        if not needed.is_file():
+            raise UserError(f"{run} is no finished run: there is no {needed.name}")
+    opts = [*opts, "MODEL.WEIGHTS", str(weights)]
+    cfg, class_names = load_deployed_cfg(str(run / "config.yaml"), opts)
+    register_datasets(cfg)
+    if len(cfg.DATASETS.TEST) != 1:
+        raise UserError(f"one set is evaluated, DATASETS.TEST has {len(cfg.DATASETS.TEST)}")
+    return cfg, class_names
+
+
+def _evaluate_files(
+    cfg: CfgNode, class_names: list[str], files: dict[str, Path], config_name: str
+) -> dict[str, dict[str, float]]:
+    """AP of both heads and of the ONNX files, which are written from the student's file."""
+    teacher = evaluate_head(cfg, "teacher")
+    cfg.MODEL.WEIGHTS = str(files["checkpoint"])
+    metrics = {"student": evaluate_head(cfg, "student"), "teacher": teacher}
+    (test,) = cfg.DATASETS.TEST
+    pictures = str(Path(load_records(test)[0]["file_name"]).parent)
+    for kind, options in (
+        ("onnx", ExportOptions(sample_images=pictures)),
+        ("onnx_int8", ExportOptions(precision="int8")),  # calibrated on DATASETS.TRAIN
+    ):
+        export_model(cfg, class_names, files[kind], options, config_name)
+        metrics[kind] = evaluate_onnx(cfg, files[kind])
+    return metrics
 
 
 def describe(file: Path, base_url: str) -> dict[str, str]:

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 
 from ..checkpoint import load_weights
-from ..checkpoint.registry import file_sha256
-from ..data import load_records, register_datasets
+from ..checkpoint.integrity import non_finite
+from ..data import load_records, read_image, register_datasets
 from ..modeling.meta_arch.config_checks import is_mimicdet
 from ..modeling.meta_arch.mimicdet import MimicDet
-from ..utils.errors import UserError, check_choice, check_installed, file_errors
-from ..utils.files import new_path
+from ..utils.errors import UserError, check_choice, check_installed
+from ..utils.files import file_sha256, new_path
 from .detector import INPUT_NAMES
 from .formats import DEFAULT_OPSET, FORMATS, MIN_CANVAS, WRITERS, load_exported
 from .metadata import export_metadata, read_metadata
@@ -143,8 +142,7 @@ def calibration_images(cfg: CfgNode, folder: str = "") -> list[np.ndarray]:
     register_datasets(cfg)
     files = [x["file_name"] for name in cfg.DATASETS.TRAIN for x in load_records(name)]
     chosen = np.linspace(0, len(files) - 1, min(CALIBRATION_IMAGES, len(files))).astype(int)
-    with file_errors():
-        return [read_image(files[i], format=cfg.INPUT.FORMAT) for i in chosen]
+    return [read_image(files[i], cfg.INPUT.FORMAT) for i in chosen]
 
 
 def load_student(cfg: CfgNode) -> MimicDet:
@@ -161,9 +159,8 @@ def load_student(cfg: CfgNode) -> MimicDet:
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()
     load_weights(model, cfg.MODEL.WEIGHTS)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{cfg.MODEL.WEIGHTS}: {name} holds values that are not finite")
+    if name := non_finite(model.state_dict()):
+        raise UserError(f"{cfg.MODEL.WEIGHTS}: {name} holds values that are not finite")
     return model
 
 

@@ -1,13 +1,13 @@
-"""Writing files and folders that a reader sees whole or not at all."""
+"""Files and folders that a reader sees whole or not at all, and their SHA-256."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mimicdet_runtime.files import new_path
+from mimicdet_runtime.files import file_sha256, new_path
 
-__all__ = ["durable_path", "new_path"]
+__all__ = ["durable_path", "file_sha256", "new_path"]
 
 
 @contextlib.contextmanager
