@@ -91,3 +91,9 @@ def loggers_as_found():
 
     with loggers_restored():
         yield
+
+
+@pytest.fixture
+def bfloat16_cpu(monkeypatch):
+    """A CPU that computes in bfloat16, or is made to emulate it."""
+    monkeypatch.setattr("mimicdet.modeling.layers.precision.cpu_has_bfloat16", lambda: True)

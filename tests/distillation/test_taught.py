@@ -238,7 +238,7 @@ def test_faster_rcnn_is_taught_by_a_wider_one(tmp_path, methods):
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL", "MimicDet"])
-def test_mixed_precision(tmp_path, family):
+def test_mixed_precision(tmp_path, family, bfloat16_cpu):
     """bfloat16 in student and teacher; the losses stay in float32 and near those in full."""
     write_teacher(tmp_path, family)
     half = {"SOLVER__AMP__ENABLED": True, "DISTILLATION__TEACHER__AMP": True}

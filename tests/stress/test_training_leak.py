@@ -58,7 +58,7 @@ def test_2000_steps_do_not_grow(trainer_of):
     assert len(sizes) == STEPS // FROM and growth < LIMIT_MIB, sizes
 
 
-def test_200_steps_of_bfloat16_are_finite(trainer_of):
+def test_200_steps_of_bfloat16_are_finite(trainer_of, bfloat16_cpu):
     trainer = trainer_of(200, "SOLVER.AMP.ENABLED", "True", "TEST.EVAL_PERIOD", "0")
     trainer.train()
     lines = tiny_run.metrics(Path(trainer.cfg.OUTPUT_DIR))

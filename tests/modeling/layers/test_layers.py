@@ -13,6 +13,7 @@ from mimicdet.modeling.layers import (
     build_alignments,
     channels_last_pays,
     deform_conv2d,
+    mixed_precision,
     sparse_conv,
 )
 from mimicdet.modeling.layers.readers import MapReader, RowReader
@@ -37,6 +38,16 @@ def off_grid(*shape, seed=0, dtype=torch.float64):
 )
 def test_when_channels_last_pays(device, half, expected):
     assert channels_last_pays(device, half) is expected
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_cpu_emulates_bfloat16(native, device, enabled, monkeypatch, caplog):
+    monkeypatch.setattr("mimicdet.modeling.layers.precision.cpu_has_bfloat16", lambda: native)
+    emulated = enabled and device == "cpu" and not native
+    assert mixed_precision("SOLVER.AMP.ENABLED", enabled, device) is (enabled and not emulated)
+    assert ("SOLVER.AMP.ENABLED has no effect" in caplog.text) is emulated
 
 
 # ---------------------------------------------------------------- deform_conv2d

@@ -10,6 +10,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..config import check_config
+from ..modeling.layers import mixed_precision
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
@@ -165,13 +166,13 @@ class DistillationState:
 def build_distiller(cfg: CfgNode, student: nn.Module) -> Distiller:
     """
     The student with the methods that the config asks for, on MODEL.DEVICE. SOLVER.AMP.ENABLED on a
-    CPU means bfloat16; Detectron2's AMPTrainer is for CUDA alone.
+    CPU means bfloat16, where it has that; Detectron2's AMPTrainer is for CUDA alone.
 
     Raises:
         UserError: a teacher's file is missing; student, teacher and methods do not fit together.
     """
-    on_cpu = cfg.MODEL.DEVICE == "cpu"
-    dtype = torch.bfloat16 if cfg.SOLVER.AMP.ENABLED and on_cpu else None
+    half = mixed_precision("SOLVER.AMP.ENABLED", cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)
+    dtype = torch.bfloat16 if half and cfg.MODEL.DEVICE == "cpu" else None
     check_config(cfg)
     mimics = cfg.MODEL.MIMICDET.MIMIC.ENABLED and isinstance(student, MimicDet)
     if not (mimics or cfg.DISTILLATION.METHODS):

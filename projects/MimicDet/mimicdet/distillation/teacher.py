@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoint import load_weights
 from ..config import check_config, load_config
 from ..data.catalog import set_num_classes
-from ..modeling.layers import channels_last_pays
+from ..modeling.layers import channels_last_pays, mixed_precision
 from ..modeling.meta_arch.config_checks import is_mimicdet
 from ..modeling.structures import BoxQuery, HeadPredictions
 from ..utils.errors import UserError
@@ -161,7 +161,7 @@ def build_teacher(cfg: CfgNode, teacher_cfg: CfgNode, node: CfgNode) -> FrozenTe
     with AMP. Raises UserError for a checkpoint that is not the teacher's.
     """
     check_config(teacher_cfg)
-    amp = node.get("AMP", False)
+    amp = mixed_precision("DISTILLATION.TEACHER.AMP", node.get("AMP", False), cfg.MODEL.DEVICE)
     model = build_model(teacher_cfg)
     load_weights(model, node.WEIGHTS, strict=True)
     if channels_last_pays(cfg.MODEL.DEVICE, amp):

@@ -7,7 +7,7 @@ from .alignment import (
     start_at_boxes,
 )
 from .deform_conv import deform_conv2d
-from .precision import channels_last_pays, fresh_casts
+from .precision import channels_last_pays, fresh_casts, mixed_precision
 from .readers import DensePyramid, PyramidReader, SparsePyramid, levels_by_layer
 from .separable import conv3x3
 
@@ -24,6 +24,7 @@ __all__ = [
     "deform_conv2d",
     "fresh_casts",
     "levels_by_layer",
+    "mixed_precision",
     "register_alignment",
     "start_at_boxes",
 ]
