@@ -136,14 +136,17 @@ def test_kills_of_train_net(data, tmp_path):
     opts += ["DATASETS.TEST", "()", "OUTPUT_DIR", output]
     reached = []
     for _ in range(6):
-        process = tiny_run.start("--config-file", data, "--resume-or-start", *opts)
+        log = (
+            tmp_path / "console.txt"
+        )  # nobody reads a pipe meanwhile, and a full one stops the run
+        process = tiny_run.start("--config-file", data, "--resume-or-start", *opts, log=log)
         before = {x.name for x in output.glob("model_*.pth")}
         while {x.name for x in output.glob("model_*.pth")} <= before:
-            assert process.poll() is None, process.communicate()[0][-3000:]
+            assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1))
         process.kill()
-        process.communicate()
+        process.wait()
         reached.append(max(int(x.stem[6:]) for x in output.glob("model_0*.pth")))
         for path in sorted(output.glob("model_0*.pth"))[:-2]:
             path.unlink()
