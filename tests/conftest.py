@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def left_out_packages():
     """Detectron2, if it cannot be imported, and those of its requirements that cannot either."""
     missing = set()
-    for name in ("torch", "torchvision", "fvcore", "detectron2._C"):
+    for name in ("torch", "torchvision", "yaml", "fvcore", "detectron2._C"):
         try:
             importlib.import_module(name)
         except ImportError:
