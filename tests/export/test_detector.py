@@ -93,6 +93,20 @@ def test_nms_keeps_what_detectron2_keeps():
     assert 0 < kept.sum() < (scores > 0.3).sum()
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_exported_nms_may_keep_none(count):
+    class Kept(torch.nn.Module):
+        def forward(self, boxes, scores):
+            return kept_by_nms(boxes, scores, 0.3, 0.5, 100)
+
+    corners = torch.arange(10.0).reshape(1, 5, 2) * 20  # apart from each other
+    boxes, scores = torch.cat([corners, corners + 9], dim=2), torch.full((1, 5, 3), 0.9)
+    program = torch.export.export(Kept(), (boxes, scores)).module()
+    scores = torch.zeros(1, 5, 3)
+    scores[0, :count, 1] = 0.9
+    assert torch.equal(program(boxes, scores), scores > 0.3)
+
+
 def test_float16_moves_the_boxes_a_little():
     model = decided_model()
     images = [noise(90, 120, 1)]

@@ -13,6 +13,7 @@ from torch import nn
 from mimicdet import optimize_for_inference
 from mimicdet.export import optimize
 from mimicdet.export.optimize import FusedBlock, fold_batch_norms
+from mimicdet.modeling.backbone.timm_backbone import TimmBackbone
 from tests.helpers import make_input, randomise_refinement, small_model
 
 
@@ -20,7 +21,7 @@ def randomise_norms(model: nn.Module, seed: int = 0) -> int:
     """Statistics that change the numbers, so that folding them wrongly would show."""
     generator, count = torch.Generator().manual_seed(seed), 0
     for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
+        if optimize._is_batch_norm(module):
             for tensor, low in (
                 (module.weight, 0.6),
                 (module.bias, -0.2),
@@ -184,6 +185,41 @@ def test_convolutions_in_a_sequential_are_folded():
     assert fold_batch_norms(layers) == 1
     assert isinstance(layers[1], nn.Identity)
     torch.testing.assert_close(layers(x), expected)
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t", "resnetv2_18"])
+def test_networks_of_timm_are_folded(name, norm):
+    """Norms that hold an activation, plain ones, and (v2) norms in front of convolutions."""
+    pytest.importorskip("timm")
+    backbone = TimmBackbone(name, ["res3", "res5"], norm=norm).eval().requires_grad_(False)
+    count = randomise_norms(backbone)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    expected = backbone(images)
+    folded = fold_batch_norms(backbone)
+    left = [m for m in backbone.modules() if optimize._is_batch_norm(m)]
+    assert folded + len(left) == count > 10
+    # The first norm of each of the 8 v2 blocks reads a sum.
+    assert len(left) == (8 if name == "resnetv2_18" else 0)
+    for level, x in backbone(images).items():
+        torch.testing.assert_close(x, expected[level], rtol=1e-5, atol=1e-5 * x.abs().max().item())
+
+
+def test_a_convolution_that_others_read_keeps_its_norm():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(4))
+            self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+
+        def forward(self, x):
+            both = self.convs[0](x)
+            x = self.norms[0](both) + both  # read twice
+            x = self.norms[1](self.convs[1](self.convs[1](x)))  # the convolution runs twice
+            return self.convs[3](self.norms[2](self.convs[2](x)))
+
+    network = Network()
+    assert optimize._conv_norm_pairs(network) == [(network.convs[2], "norms.2")]
 
 
 def test_detectron2s_own_detectors_are_taken():

@@ -26,18 +26,27 @@ def kept_by_nms(
     Returns:
         (N, M, K) bool.
     """
-    image, box, label = torch.nonzero(scores > score_thresh).unbind(1)
+    count, num_classes = scores.shape[0] * scores.shape[1] * scores.shape[2], scores.shape[2]
+    all_scores, boxes = scores.flatten(), boxes.double()
+    places = torch.nonzero(all_scores > score_thresh).squeeze(1)
     # One call for all groups: each is moved to a place of its own. In float64, since the places of
     # many classes lie far out, where float32 has no digits left for the boxes.
-    boxes = boxes.double()
-    group = image * scores.shape[2] + label
-    apart = boxes.amax() - boxes.amin() + 1
-    moved = boxes[image, box] + (group * apart)[:, None]
-    keep = nms(moved, scores[image, box, label].double(), nms_thresh)
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    return kept.index_put(
-        (image[keep], box[keep], label[keep]), torch.ones_like(keep, dtype=torch.bool)
-    )
+    low = boxes.amin()
+    apart = boxes.amax() - low + 1
+    image = places // (scores.shape[1] * num_classes)
+    group = image * num_classes + places % num_classes
+    moved = boxes.flatten(0, 1)[places // num_classes] + (group * apart)[:, None]
+    # Two more, far from all and from each other, which NMS always keeps: torchvision tells
+    # torch.export that it keeps at least two, and a pt2 file would stop where it keeps fewer.
+    extra = torch.arange(2, device=scores.device)
+    unit = torch.tensor([0.0, 0.0, 1.0, 1.0], device=scores.device, dtype=boxes.dtype)
+    group = scores.shape[0] * num_classes + extra
+    moved = torch.cat([moved, low + unit + (group * apart)[:, None]])
+    ranks = torch.cat([all_scores[places].double(), extra.double()])
+    keep = torch.cat([places, count + extra])[nms(moved, ranks, nms_thresh)]
+    kept = torch.zeros(count + 2, device=scores.device, dtype=torch.bool)
+    kept = kept.index_put((keep,), torch.ones_like(keep, dtype=torch.bool))
+    return kept[:count].view_as(scores)
 
 
 # The operator that becomes ONNX's NonMaxSuppression.

@@ -1,20 +1,27 @@
 """A trained model made ready to detect: the same detections, in less time."""
 
 import copy
+from collections import Counter
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
+from ..modeling.backbone.timm_backbone import TimmBackbone
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError, check_choice
 
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Of a CPU, float32 and float64 alone; not public, so it may be missing one day.
 _ADD_RELU = getattr(torch.ops.aten, "_add_relu_", None)
-_BATCH_NORMS = (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)
+_BATCH_NORMS = (
+    FrozenBatchNorm2d,
+    TorchvisionFrozenBatchNorm2d,  # timm's networks hold it where they are frozen
+    nn.modules.batchnorm._BatchNorm,
+)
 
 
 def optimize_for_inference(
@@ -77,7 +84,8 @@ def copy_for_inference(model: nn.Module) -> nn.Module:
 def fold_batch_norms(model: nn.Module) -> int:
     """
     Fold every batch norm that is a Detectron2 convolution's own, or that follows a convolution in
-    a Sequential, into the convolution's weight and bias. In place; the model must be in eval mode.
+    a Sequential or in a network of timm, into the convolution's weight and bias. In place; the
+    model must be in eval mode. A network of timm that torch.fx cannot trace is left as it is.
 
     Returns:
         how many were folded.
@@ -85,20 +93,63 @@ def fold_batch_norms(model: nn.Module) -> int:
     folded = 0
     for module in list(model.modules()):
         own_norm = getattr(module, "norm", None)
-        if isinstance(module, nn.Conv2d) and isinstance(own_norm, _BATCH_NORMS):
+        if isinstance(module, nn.Conv2d) and _is_batch_norm(own_norm):
             _fold(module, own_norm)
             module.norm = None
             folded += 1
+        elif isinstance(module, TimmBackbone):
+            for conv, name in _conv_norm_pairs(module.network):
+                norm = module.network.get_submodule(name)
+                _fold(conv, norm)
+                module.network.set_submodule(name, _behind(norm))
+                folded += 1
         elif isinstance(module, nn.Sequential):
             names = list(module._modules)
             for first, second in zip(names, names[1:]):
                 conv, norm = module._modules[first], module._modules[second]
                 plain = type(conv) is nn.Conv2d or getattr(conv, "activation", 0) is None
-                if isinstance(conv, nn.Conv2d) and plain and isinstance(norm, _BATCH_NORMS):
+                if isinstance(conv, nn.Conv2d) and plain and _is_batch_norm(norm):
                     _fold(conv, norm)
-                    module._modules[second] = nn.Identity()
+                    module._modules[second] = _behind(norm)
                     folded += 1
     return folded
+
+
+def _is_batch_norm(module: object) -> bool:
+    # The last is timm's, which is an extra.
+    return isinstance(module, _BATCH_NORMS) or type(module).__name__ == "FrozenBatchNormAct2d"
+
+
+def _behind(norm: nn.Module) -> nn.Module:
+    """What is left of a norm: timm's BatchNormAct2d holds the activation as well."""
+    return getattr(norm, "act", nn.Identity())
+
+
+class _LayerTracer(fx.Tracer):
+    """The order of computation, with convolutions and batch norms as its smallest steps."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf = isinstance(m, nn.Conv2d) or _is_batch_norm(m)
+        return leaf or super().is_leaf_module(m, module_qualified_name)
+
+
+def _conv_norm_pairs(network: nn.Module) -> list[tuple[nn.Conv2d, str]]:
+    """Each convolution whose output one batch norm reads and nothing else, and that norm's name."""
+    try:
+        graph = _LayerTracer().trace(network)
+    except (fx.proxy.TraceError, TypeError):  # its steps depend on sizes or data
+        return []
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(node.target for node in calls)
+    modules = dict(network.named_modules())
+    pairs = []
+    for node in calls:
+        conv, (user, *others) = modules[node.target], node.users or (None,)
+        if not isinstance(conv, nn.Conv2d) or others or user not in calls:
+            continue
+        if _is_batch_norm(modules[user.target]) and times[node.target] == times[user.target] == 1:
+            pairs.append((conv, user.target))
+    return pairs
 
 
 @torch.no_grad()
