@@ -86,6 +86,17 @@ def test_freezing_ends_behind_the_map(freeze_at):
     assert any(k.startswith("network.model.bn1.") for k in changed) == (freeze_at == 0)
 
 
+@torch.no_grad()  # which must not hide what a map is computed from
+@pytest.mark.parametrize("freeze_at, convs", [(1, [0, 2, 5, 7]), (2, [0, 2, 5, 7, 10, 12])])
+def test_freezing_vgg_at_1_freezes_conv1_and_conv2(freeze_at, convs):
+    """VGG-13's, of two layers each."""
+    with torch.device("meta"):
+        backbone = build("vgg13", freeze_at=freeze_at)
+    frozen = [n for n, p in backbone.named_parameters() if not p.requires_grad]
+    names = [f"network.model.features.{i}" for i in convs]
+    assert frozen == [f"{name}.{x}" for name in names for x in ("weight", "bias")]
+
+
 @torch.no_grad()
 def test_frozen_norms_keep_the_activation_and_the_output():
     plain = build("mobilenetv2_050").eval()

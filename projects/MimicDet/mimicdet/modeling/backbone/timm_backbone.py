@@ -210,7 +210,8 @@ def _freeze(network: nn.Module, name: str, maps: Mapping[str, Tensor], freeze_at
             f"only {', '.join(maps)}"
         )
     parameters = list(network.parameters())
-    gradients = torch.autograd.grad(maps[last].sum(), parameters, allow_unused=True)
+    ones = torch.ones_like(maps[last])  # a sum would not be traced under no_grad
+    gradients = torch.autograd.grad(maps[last], parameters, ones, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients):
         parameter.requires_grad = gradient is None
     for module in list(network.modules()):
