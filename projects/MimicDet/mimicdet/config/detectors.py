@@ -61,20 +61,9 @@ def add_detector_config(cfg: CN) -> None:
     # By stride as in Detectron2's ResNets: res2 is 4, res5 is 32.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
-    cfg.MODEL.MOBILENET_V2 = CN()
-    # Factor on every layer's channels: 1.0, or 0.5 for the half-width version.
-    cfg.MODEL.MOBILENET_V2.WIDTH = 1.0
-    # "FrozenBN", "BN", "SyncBN" or "GN".
-    cfg.MODEL.MOBILENET_V2.NORM = "BN"
-    # By stride as in Detectron2's ResNets: res2 is 4, res5 is 32.
-    cfg.MODEL.MOBILENET_V2.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-
-    cfg.MODEL.VGG = CN()
-    cfg.MODEL.VGG.DEPTH = 16  # 11, 13, 16 or 19
-    # "": the original network; else a norm behind every conv.
-    cfg.MODEL.VGG.NORM = ""
-    # By stride: res2 is 4 (conv3), res4 is 16 (conv5, what Faster R-CNN reads), res5 is 32 (pool5).
-    cfg.MODEL.VGG.OUT_FEATURES = ["res4"]
+    # Backbones that timm's have replaced; configs of earlier runs hold the keys.
+    cfg.register_deprecated_key("MODEL.MOBILENET_V2")
+    cfg.register_deprecated_key("MODEL.VGG")
 
     cfg.MODEL.SHUFFLENET = CN()
     # Factor on the channels of all blocks: 1.0, 0.5 or 0.25 (FGFI, 4.2).

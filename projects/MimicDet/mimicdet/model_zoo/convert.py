@@ -11,11 +11,11 @@ import torch
 import torchvision
 
 from ..checkpoint.registry import read_state_dict
-from ..modeling.backbone.staged import STRIDES
 from ..utils.errors import UserError, file_errors, make_folder
+from ..utils.timm_networks import from_torchvision
 
-# Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and the
-# networks of mimicdet.backbones, which keep torchvision's names.
+# Depths 18 to 152 and ResNeXt: everything that Detectron2's ResNet can be configured to; and those
+# that build_timm_backbone has under other names.
 ARCHITECTURES = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     *(f"resnext{size}" for size in ("50_32x4d", "101_32x8d", "101_64x4d")),
@@ -57,9 +57,9 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.n
     """
     Rename the parameters of a torchvision network to those of the Detectron2 backbone.
 
-    Of a ResNet or ResNeXt the classifier is dropped. A MobileNetV2 or VGG keeps its names; VGG's
-    first two fully connected layers become the box head's. Nothing is transposed or rescaled: both
-    store conv weights as (out, in / groups, k, k).
+    The classifier is dropped, but VGG's first two fully connected layers become the box head's. A
+    MobileNetV2 or VGG gets the names of TimmBackbone. Nothing is transposed or rescaled: all store
+    conv weights as (out, in / groups, k, k).
 
     Raises:
         UserError: a key is none of such a network's, or a stage is missing.
@@ -68,7 +68,11 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.n
     if is_staged and "conv1.weight" not in state_dict:
         known, networks, parts = _STAGED, "MobileNetV2 or VGG", ()
     else:
-        known, networks, parts = _RESNET, "ResNet or ResNeXt", ("stem", *STRIDES)
+        known, networks, parts = (
+            _RESNET,
+            "ResNet or ResNeXt",
+            ("stem", "res2", "res3", "res4", "res5"),
+        )
     converted = {}
     for key, value in state_dict.items():
         name = detectron2_key(key)
@@ -76,7 +80,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.n
             continue
         if not known.match(name):
             raise UserError(f"{key!r} is no parameter of a torchvision {networks}")
-        converted[name] = value.detach().cpu().numpy()
+        converted[from_torchvision(name)] = value.detach().cpu().numpy()
     for part in parts:
         if not any(key.startswith(part + ".") for key in converted):
             raise UserError(f"The weights have no {part}: not a whole ResNet")

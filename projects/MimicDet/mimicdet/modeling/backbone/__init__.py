@@ -1,6 +1,6 @@
 """The staggered pyramid, backbones that Detectron2 lacks, and a feature pyramid on any of them."""
 
-from . import shufflenet, staged
+from . import shufflenet
 from .pyramid import build_pyramid_backbone
 from .staggered_fpn import (
     StaggeredFPN,
@@ -17,5 +17,4 @@ __all__ = [
     "build_staggered_fpn_backbone",
     "build_timm_backbone",
     "shufflenet",
-    "staged",
 ]
