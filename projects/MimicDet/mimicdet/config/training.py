@@ -5,6 +5,11 @@ from detectron2.config import CfgNode as CN
 
 def add_training_config(cfg: CN) -> None:
     """Add the keys to a Detectron2 config, in place."""
+    # True: what a parameter starts with is a function of SEED and its name, shape and distribution
+    # alone, so that two configs of one SEED give what they share the same initial weights, as pairs
+    # of runs need it. False: it depends on the layers built before. MODEL.WEIGHTS comes on top.
+    cfg.MODEL.INIT_BY_NAME = False
+
     # Learning rate of the bottom-up backbone as a share of SOLVER.BASE_LR: pretrained layers need
     # less than new ones.
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0

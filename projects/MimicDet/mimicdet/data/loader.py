@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 # What random numbers are for: the last number of a key, and never 0, which SeedSequence pads with.
-FOR_ORDER, FOR_IMAGE, FOR_STEP = 1, 2, 3
+FOR_ORDER, FOR_IMAGE, FOR_STEP, FOR_WEIGHTS = 1, 2, 3, 4
 
 
 def seed_generators(*key: int) -> int:

@@ -17,6 +17,7 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.evaluation import DatasetEvaluators, PascalVOCDetectionEvaluator
+from detectron2.modeling import build_model
 from detectron2.solver.build import (
     GradientClipType,
     get_default_optimizer_params,
@@ -39,6 +40,7 @@ from ..utils.errors import UserError, check_choice, file_errors
 from .averaging import ModelAverage
 from .guards import NonFiniteGuard
 from .hooks import BestCheckpointer, EarlyStopping, StopTraining
+from .initial import build_by_name
 from .resume import ResumableState, user_errors_without_traceback
 from .tta import MimicDetWithTTA
 
@@ -98,6 +100,17 @@ class MimicTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg):
+        """As Detectron2's; with MODEL.INIT_BY_NAME see build_by_name."""
+        if not cfg.MODEL.INIT_BY_NAME:
+            return super().build_model(cfg)
+        if cfg.SEED < 0:
+            raise UserError(f"MODEL.INIT_BY_NAME needs a SEED of at least 0, got {cfg.SEED}")
+        model = build_by_name(lambda: build_model(cfg), cfg.SEED)
+        logger.info(f"Model:\n{model}")
+        return model
 
     def load_state_dict(self, state_dict):
         """
