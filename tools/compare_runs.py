@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train configs with several seeds each and tabulate AP, mean and spread."""
+"""Train configs with several seeds, on several data sets; paired differences, tables and a page."""
 
 import sys
 

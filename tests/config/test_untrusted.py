@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 
 from mimicdet.checkpoint.student import load_deployed_cfg
 from mimicdet.commands import demo, export_model, quickstart, run_tool, train
-from mimicdet.commands.compare_runs import plan_runs
+from mimicdet.commands.compare_runs.plan import plan_of_flags, plan_runs
 from mimicdet.config import load_config
 from mimicdet.distillation.teacher import load_teacher_config
 from mimicdet.engine import setup_cfg
@@ -87,7 +87,7 @@ WAYS = {
     "training": lambda path: setup_cfg(str(path), []),
     "export, demo": lambda path: load_deployed_cfg(str(path), []),
     "teacher": teacher,
-    "comparison": lambda path: plan_runs([str(path)], [1], path.parent, [], []),
+    "comparison": lambda path: plan_runs(plan_of_flags([str(path)], [1]), path.parent),
 }
 
 

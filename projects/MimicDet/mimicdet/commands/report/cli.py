@@ -1,16 +1,19 @@
 """The command line of tools/report.py, and `write_report` for those who have the runs at hand."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.logger import setup_logger
 
 from ...checkpoint import MimicCheckpointer
 from ...engine.setup import setup_cfg
 from ...engine.trainer import MimicTrainer
 from ...utils.errors import UserError, command, file_errors, make_folder
+from ...utils.files import durable_path
 from .page import page
 from .runs import RESULTS, read_run
 from .sections import build_sections
@@ -80,7 +83,8 @@ def write_report(
 
 def evaluate_teacher(folder: str | Path) -> None:
     """
-    Evaluate the T-head of a run's model_final.pth; detections go to inference_teacher.
+    Evaluate the T-head of a run's model_final.pth; detections and, in Detectron2's form,
+    metrics.json go to inference_teacher.
 
     Raises:
         UserError: config, data or checkpoint are missing, or it has no T-head.
@@ -91,7 +95,9 @@ def evaluate_teacher(folder: str | Path) -> None:
     MimicCheckpointer(model, strict=True).load(str(path / "model_final.pth"))
     output = str(path / "inference_teacher")
     evaluators = [MimicTrainer.build_evaluator(cfg, x, output) for x in cfg.DATASETS.TEST]
-    MimicTrainer.test(cfg, model, evaluators)
+    results = flatten_results_dict(MimicTrainer.test(cfg, model, evaluators))
+    with file_errors(), durable_path(path / "inference_teacher" / "metrics.json") as new:
+        new.write_text(json.dumps({"iteration": cfg.SOLVER.MAX_ITER, **results}) + "\n")
     if not (path / "inference_teacher" / RESULTS).is_file():
         raise UserError(f"run '{folder}': the evaluation left no {RESULTS}")
 

@@ -146,12 +146,20 @@ def line_chart(panel: Panel) -> str:
         4.4, 2.6 + 0.16 * -(-len(names) // columns)
     )  # a line for each row of names
     figure.legend(lines, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
-    title = html.escape(panel.title)
-    label = html.escape(f"{panel.title}: {', '.join(names)}")
+    return chart(figure, panel.title, f"{panel.title}: {', '.join(names)}")
+
+
+def chart(figure: Figure, title: str, label: str) -> str:
+    """An HTML figure of a drawing; the label is for those who do not see it."""
     return (
-        f'<figure class="chart"><figcaption>{title}</figcaption>'
-        f"{_inline_svg(figure, label)}</figure>"
+        f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
+        f"{_inline_svg(figure, html.escape(label))}</figure>"
     )
+
+
+def charts(figures: Sequence[str]) -> str:
+    """Figures side by side."""
+    return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def _inline_svg(figure: Figure, label: str) -> str:

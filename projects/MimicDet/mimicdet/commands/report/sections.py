@@ -11,7 +11,7 @@ from ...evaluation.error_split import KINDS
 from ...utils.errors import UserError
 from ...visualization.curves import Panel, group_scalars
 from .images import best_and_worst, picture_pair
-from .page import Cell, Section, line_chart, number, paragraph, table
+from .page import Cell, Section, charts, line_chart, number, paragraph, table
 from .runs import HEADS, HeadResults, Run
 
 Evaluated = Sequence[tuple[Run, HeadResults]]  # runs with the results of their main heads
@@ -78,13 +78,13 @@ def curves(runs: Sequence[Run]) -> str:
         return paragraph("No run has a metrics.json.")
     parts = []
     if len(runs) > 1:
-        parts.append(_charts([_overlay(runs, key, *rest) for key, *rest in _OVERLAYS]))
+        parts.append(charts([_overlay(runs, key, *rest) for key, *rest in _OVERLAYS]))
     for run in runs:
-        charts = [line_chart(panel) for panel in group_scalars(run.metrics)]
+        own = charts([line_chart(panel) for panel in group_scalars(run.metrics)])
         if len(runs) == 1:
-            return _charts(charts)
+            return own
         name = html.escape(run.label)
-        parts.append(f"<details><summary>{name}: all curves</summary>{_charts(charts)}</details>")
+        parts.append(f"<details><summary>{name}: all curves</summary>{own}</details>")
     return "".join(parts)
 
 
@@ -95,10 +95,6 @@ _OVERLAYS = (
     ("bbox/AP50", "AP50 on the test set", "linear"),
     ("mimic/cosine_cls", "Cosine of the heads' classification features", "linear"),
 )
-
-
-def _charts(charts: Sequence[str]) -> str:
-    return f'<div class="charts">{"".join(charts)}</div>'
 
 
 def _overlay(runs: Sequence[Run], key: str, title: str, scale: str) -> str:
@@ -169,7 +165,7 @@ def precision_recall(evaluated_runs: Evaluated) -> str:
     note = ""
     if any(len(run.truth.class_names) > _MOST_CLASSES for run, _ in evaluated_runs):
         note = paragraph(f"The {_MOST_CLASSES} classes with the most objects are drawn.")
-    return _charts(parts) + note
+    return charts(parts) + note
 
 
 def _mean(results: HeadResults, row: int) -> np.ndarray:
