@@ -340,8 +340,13 @@ def test_scores_that_are_read_otherwise_do_not_compare(tmp_path):
     [
         ({"METHODS": ["HeadMimic"]}, "'HeadMimic', which is none of FeatureImitation, Fine"),
         ({"METHODS": ["SoftLabels", "SoftLabels"]}, "names a method twice"),
-        ({"METHODS": []}, "TEACHER is set, but METHODS is empty"),
-        ({"TEACHER__WEIGHTS": ""}, "needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS"),
+        ({"METHODS": []}, "TEACHER is set, but METHODS is empty and INHERIT is False"),
+        ({"METHODS": ["INHERIT"]}, "'INHERIT', which is none of"),
+        ({"TEACHER__WEIGHTS": ""}, "METHODS needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS"),
+        (
+            {"METHODS": [], "INHERIT": True, "TEACHER__WEIGHTS": ""},
+            "INHERIT needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS",
+        ),
         ({"SoftLabels__STOP_ITER": -1}, "SoftLabels.STOP_ITER is -1, below 0"),
         ({"SoftLabels__TEMPERATURE": 0.0}, "SoftLabels.TEMPERATURE must be above 0"),
         ({"SoftLabels__SAMPLES": "some"}, "SoftLabels.SAMPLES must be one of positives, all"),

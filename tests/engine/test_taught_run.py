@@ -95,6 +95,7 @@ def test_plain_evaluation_knows_no_teacher(taught, pair, tmp_path, capfd):
     assert main(["--config-file", str(tmp_path / "plain.yaml"), "--eval-only", *weights]) == 0
     assert "Evaluation results for bbox" in capfd.readouterr().out
     away = ["DISTILLATION.TEACHER.WEIGHTS", "none/such.pth", *weights]
+    away += ["DISTILLATION.INHERIT", "True"]
     assert main(["--config-file", str(pair), "--eval-only", *away]) == 0
 
 
@@ -116,6 +117,43 @@ def test_resume_goes_on_with_the_adaptation_layers(taught, pair, tmp_path):
     trainer.train()
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     assert tiny_run.state(interrupted / "model_final.pth")["iteration"] == 3
+    tiny_run.remove(interrupted)
+
+
+BELOW = "backbone.bottom_up."
+
+
+def begun(pair, output, *opts, resume=False):
+    """The model that a run would train, and the teacher's values, before the first step."""
+    opts = ["OUTPUT_DIR", str(output), "DISTILLATION.INHERIT", "True", *RUN, *opts]
+    cfg = setup_cfg(str(pair), opts)
+    trainer = MimicTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    for hook in trainer._hooks:
+        if hook is trainer.average:
+            hook.before_train()
+    given = tiny_run.state(cfg.DISTILLATION.TEACHER.WEIGHTS)["model"]
+    return trainer.model.student.state_dict(), given
+
+
+@pytest.mark.parametrize(
+    "opts", [[], ["DISTILLATION.METHODS", "[]"], ["SOLVER.EMA.ENABLED", "True"]]
+)
+def test_a_new_run_can_inherit(pair, taught, tmp_path, opts):
+    """The network below the pyramid is that of MODEL.WEIGHTS."""
+    weights = str(taught / "model_final.pth")
+    own, given = begun(pair, tmp_path, "MODEL.WEIGHTS", weights, *opts)
+    loaded = tiny_run.state(weights)["model"]
+    for name, value in own.items():
+        assert torch.equal(value, (loaded if name.startswith(BELOW) else given)[name]), name
+    assert not torch.equal(loaded["head.cls_score.weight"], given["head.cls_score.weight"])
+
+
+def test_a_resumed_run_does_not_inherit_again(pair, taught, tmp_path):
+    interrupted = tiny_run.copy_until(taught, tmp_path / "resumed", "model_0000001.pth")
+    own, _ = begun(pair, interrupted, resume=True)
+    saved = tiny_run.state(interrupted / "model_0000001.pth")["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in own.items())
     tiny_run.remove(interrupted)
 
 

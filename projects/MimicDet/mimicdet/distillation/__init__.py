@@ -1,5 +1,11 @@
 from .adapters import ADAPTER_REGISTRY, DetectorAdapter, build_adapter
-from .distiller import DistillationState, Distiller, Term, build_distiller
+from .distiller import (
+    DistillationState,
+    Distiller,
+    Term,
+    build_distiller,
+    inherit_from_teacher,
+)
 from .methods import DISTILLATION_REGISTRY, DistillationMethod
 from .teacher import FrozenTeacher, build_separate_teacher
 from .tensors import DetectorTensors, Locations, Positives
@@ -19,4 +25,5 @@ __all__ = [
     "build_adapter",
     "build_distiller",
     "build_separate_teacher",
+    "inherit_from_teacher",
 ]

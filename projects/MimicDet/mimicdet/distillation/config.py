@@ -33,6 +33,11 @@ def add_distillation_config(cfg: CN) -> None:
     # Its forward in half precision: float16 on a GPU, bfloat16 on a CPU.
     _C.TEACHER.AMP = False
 
+    # Whether a new run's student starts with what the teacher has by the same name and shape, norms'
+    # statistics too: all but the network below the pyramid, which stays as MODEL.WEIGHTS or chance
+    # made it. It needs no method. Not in the papers.
+    _C.INHERIT = False
+
     # ---------------------------------------------------------------- a node for each method
     for name, method in sorted(DISTILLATION_REGISTRY):
         settings = method.default_config()
@@ -77,16 +82,19 @@ def check_distillation_config(cfg: CN) -> list[str]:
             f"DISTILLATION.METHODS {list(node.METHODS)} names a method twice: the second can be "
             '"Name:label", see DISTILLATION.LABELS'
         )
-    if node.METHODS and not (node.TEACHER.CONFIG_FILE and node.TEACHER.WEIGHTS):
-        problems.append("DISTILLATION.METHODS needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS")
-    if not node.METHODS and (node.TEACHER.CONFIG_FILE or node.TEACHER.WEIGHTS):
-        problems.append("DISTILLATION.TEACHER is set, but METHODS is empty")
+    for key in ("METHODS", "INHERIT"):
+        if node[key] and not (node.TEACHER.CONFIG_FILE and node.TEACHER.WEIGHTS):
+            problems.append(f"DISTILLATION.{key} needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS")
+    unused = not (node.METHODS or node.INHERIT)
+    if unused and (node.TEACHER.CONFIG_FILE or node.TEACHER.WEIGHTS):
+        problems.append("DISTILLATION.TEACHER is set, but METHODS is empty and INHERIT is False")
     return problems
 
 
 def _check_entry(cfg: CN, entry: str) -> list[str]:
     node = cfg.DISTILLATION
-    known = sorted(name for name in node if name not in ("METHODS", "LABELS", "TEACHER"))
+    nodes = {key for key, value in node.items() if isinstance(value, CN)}
+    known = sorted(nodes - {"LABELS", "TEACHER"})
     name, label = split_entry(entry)
     if name not in known:
         return [f"DISTILLATION.METHODS names {name!r}, which is none of {', '.join(known)}"]

@@ -15,6 +15,7 @@ from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
 from .config import split_entry, with_label
+from .inherit import inherit
 from .methods.base import DISTILLATION_REGISTRY, SCHEDULE, DistillationMethod, settings_of
 from .pairing import check_pair
 from .teacher import FrozenTeacher, build_separate_teacher, build_teacher, load_teacher_config
@@ -197,9 +198,7 @@ def _mimic_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
 
 def _taught_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
     """DISTILLATION: every method of METHODS with the teacher of TEACHER."""
-    node = cfg.DISTILLATION.TEACHER
-    teacher_cfg = load_teacher_config(cfg, node, "DISTILLATION.TEACHER")
-    teacher = build_teacher(cfg, teacher_cfg, node)
+    teacher = _build_taught_teacher(cfg)
     terms = []
     for entry in cfg.DISTILLATION.METHODS:
         name, label = split_entry(entry)
@@ -210,3 +209,22 @@ def _taught_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
         terms.append(Term(method, teacher, **schedule, label=label))
     check_pair([term.method for term in terms], adapter, teacher.adapter, teacher.source)
     return terms
+
+
+def _build_taught_teacher(cfg: CfgNode) -> FrozenTeacher:
+    node = cfg.DISTILLATION.TEACHER
+    return build_teacher(cfg, load_teacher_config(cfg, node, "DISTILLATION.TEACHER"), node)
+
+
+def inherit_from_teacher(cfg: CfgNode, distiller: Distiller, model: nn.Module) -> None:
+    """
+    DISTILLATION.INHERIT: give the model what it has in common with the teacher of TEACHER, see
+    inherit.
+
+    Args:
+        distiller: of the run, which has that teacher already where METHODS has methods.
+        model: the student, or the average of its weights that training begins with.
+    """
+    taught = cfg.DISTILLATION.METHODS  # their terms come last
+    teacher = distiller.terms[-1].teacher if taught else _build_taught_teacher(cfg)
+    inherit(model, teacher.model, teacher.source)

@@ -33,8 +33,9 @@ from ..data import (
     load_records,
     output_name,
 )
-from ..distillation import DistillationState, build_distiller
+from ..distillation import DistillationState, build_distiller, inherit_from_teacher
 from ..evaluation import CocoEvaluator, KittiEvaluator, finite_predictions
+from ..modeling.backbone.pyramid import bottom_up_prefix
 from ..modeling.layers import channels_last_pays
 from ..utils.errors import UserError, check_choice, file_errors
 from .averaging import ModelAverage
@@ -132,6 +133,15 @@ class MimicTrainer(DefaultTrainer):
             state_dict["_trainer"].setdefault("grad_scaler", scaler)
         super().load_state_dict(state_dict)
 
+    def resume_or_load(self, resume=True):
+        """As Detectron2's; a run that begins takes over what DISTILLATION.INHERIT says."""
+        begins = not (resume and self.checkpointer.has_checkpoint())
+        super().resume_or_load(resume)
+        if begins and self.cfg.DISTILLATION.INHERIT:
+            model = self._trainer.model
+            distiller = getattr(model, "module", model)
+            inherit_from_teacher(self.cfg, distiller, self.checkpointer.model)
+
     def run_step(self):
         """As Detectron2's; UserError where a loss or gradient is not finite, see NonFiniteGuard."""
         with self.guard.step():
@@ -202,10 +212,8 @@ class MimicTrainer(DefaultTrainer):
         clip_types = [x.value for x in GradientClipType]
         clip_type = cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE
         check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type, clip_types)
-        names = [name for name, _ in model.named_parameters()]
-        bottom_up = "backbone.bottom_up."
-        if not any(bottom_up in name for name in names):  # no pyramid
-            bottom_up = "backbone."
+        names = (name.removeprefix("student.") for name, _ in model.named_parameters())
+        bottom_up = bottom_up_prefix(names)
         groups = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,

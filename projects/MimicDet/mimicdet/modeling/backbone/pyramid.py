@@ -1,6 +1,6 @@
 """A feature pyramid on any registered backbone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -35,6 +35,12 @@ def level_shapes(
     if any(b.stride <= a.stride for a, b in zip(levels, levels[1:])):
         raise UserError(f"{key} {list(names)} must go from fine to coarse, each level once")
     return levels
+
+
+def bottom_up_prefix(names: Iterable[str]) -> str:
+    """How a model's names of the network below its pyramid begin; of all its backbone without."""
+    pyramid = any(name.startswith("backbone.bottom_up.") for name in names)
+    return "backbone.bottom_up." if pyramid else "backbone."
 
 
 def anchor_scales(cfg, levels: Sequence[ShapeSpec]) -> list[float]:
