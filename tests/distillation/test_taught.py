@@ -26,10 +26,11 @@ EVERY_METHOD = [
     "SoftLabels",
     "FeatureImitation",
     "FineGrained",
+    "PKD",
 ]
-TAUGHT_KEYS = {
-    *("loss_rank_cls", "loss_rank_loc", "loss_pfi", "loss_soft_labels"),
-    *("loss_feature", "loss_fine_grained"),
+WHOLE_MAPS = {"loss_pfi", "loss_feature", "loss_pkd"}
+TAUGHT_KEYS = WHOLE_MAPS | {
+    *("loss_rank_cls", "loss_rank_loc", "loss_soft_labels", "loss_fine_grained"),
 }
 
 
@@ -157,7 +158,7 @@ def test_masks_split_the_map(folder, mask):
 def test_images_without_objects_teach_by_whole_maps_alone(folder):
     distiller = distiller_of(taught_cfg(folder, "RetinaNet", EVERY_METHOD))
     losses = losses_of(distiller, [make_input(boxes=[]), make_input((61, 97), boxes=[], seed=1)])
-    assert {k for k in TAUGHT_KEYS if losses[k] == 0} == TAUGHT_KEYS - {"loss_pfi", "loss_feature"}
+    assert {k for k in TAUGHT_KEYS if losses[k] == 0} == TAUGHT_KEYS - WHOLE_MAPS
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in distiller.parameters())
 

@@ -33,9 +33,9 @@ def add_distillation_config(cfg: CN) -> None:
     # Its forward in half precision: float16 on a GPU, bfloat16 on a CPU.
     _C.TEACHER.AMP = False
 
-    # Whether a new run's student starts with what the teacher has by the same name and shape, norms'
-    # statistics too: all but the network below the pyramid, which stays as MODEL.WEIGHTS or chance
-    # made it. It needs no method. Not in the papers.
+    # Whether a new run's student starts with what the teacher has by the same name and shape,
+    # norms' statistics too: all but the network below the pyramid, which stays as MODEL.WEIGHTS or
+    # chance made it. It needs no method. Not in the papers.
     _C.INHERIT = False
 
     # ---------------------------------------------------------------- a node for each method

@@ -101,6 +101,31 @@ def fine_grained_loss(features: Sequence[tuple[Tensor, Tensor]], masks: Sequence
     return total
 
 
+def standardised(maps: Tensor) -> Tensor:
+    """
+    (N, C, H, W) maps shifted and scaled to mean 0 and variance 1 over N, H and W, by channel. A
+    channel of one value is 0, without a gradient: it would be divided by next to nothing.
+    """
+    maps, eps = at_least_float32(maps), 1e-6
+    # Not the unbiased variance: a map of one location has none.
+    deviation, mean = torch.std_mean(maps, dim=(0, 2, 3), correction=0, keepdim=True)
+    return ((maps - mean) / (deviation + eps)).masked_fill(deviation <= eps, 0.0)
+
+
+def correlation_loss(features: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """
+    PKD: half the mean squared difference of the standardised maps, which is 1 - r with Pearson's r
+    of each channel, mean over channels; a term a level, added up.
+
+    Args:
+        features: of each level (student, teacher), both (N, C, Hl, Wl).
+    """
+    total = features[0][0].new_zeros((), dtype=torch.float32)
+    for student, teacher in features:
+        total = total + _squared_gap(standardised(student), standardised(teacher)).mean() / 2
+    return total
+
+
 def soft_label_loss(
     student: Tensor, teacher: Tensor, temperature: float, reading: str, normalizer: float
 ) -> Tensor:
