@@ -27,8 +27,9 @@ EVERY_METHOD = [
     "FeatureImitation",
     "FineGrained",
     "PKD",
+    "CWD",
 ]
-WHOLE_MAPS = {"loss_pfi", "loss_feature", "loss_pkd"}
+WHOLE_MAPS = {"loss_pfi", "loss_feature", "loss_pkd", "loss_cwd"}
 TAUGHT_KEYS = WHOLE_MAPS | {
     *("loss_rank_cls", "loss_rank_loc", "loss_soft_labels", "loss_fine_grained"),
 }
@@ -339,7 +340,7 @@ def test_scores_that_are_read_otherwise_do_not_compare(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"METHODS": ["HeadMimic"]}, "'HeadMimic', which is none of FeatureImitation, Fine"),
+        ({"METHODS": ["HeadMimic"]}, "'HeadMimic', which is none of .*FeatureImitation, Fine"),
         ({"METHODS": ["SoftLabels", "SoftLabels"]}, "names a method twice"),
         ({"METHODS": []}, "TEACHER is set, but METHODS is empty and INHERIT is False"),
         ({"METHODS": ["INHERIT"]}, "'INHERIT', which is none of"),
@@ -367,6 +368,7 @@ def test_settings_that_make_no_sense(folder, changes, words):
         ("RankMimicking", "CLASS_SCORES", "rank", "CLASS_SCORES must be one of"),
         ("FeatureImitation", "MASK", "some", "FeatureImitation.MASK must be one of"),
         ("FeatureImitation", "LEVELS", [5], "LEVELS \\[5\\] must be different numbers from 0 to 4"),
+        ("CWD", "TEMPERATURE", 0.0, "CWD.TEMPERATURE must be above 0"),
         ("FineGrained", "REGION", "some", "FineGrained.REGION must be one of"),
         ("FineGrained", "PSI", 1.5, "FineGrained.PSI must be 0 to 1"),
         ("FineGrained", "ADAPTATION_KERNEL", 2, "ADAPTATION_KERNEL must be odd"),

@@ -126,6 +126,29 @@ def correlation_loss(features: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return total
 
 
+def channel_distribution_loss(
+    features: Sequence[tuple[Tensor, Tensor]], temperature: float
+) -> Tensor:
+    """
+    CWD's Eq. 3 and 4: each channel of an image is a distribution over its locations, the softmax of
+    its values at a temperature T; T^2 * KL(teacher || student), summed over the locations, mean
+    over channels and images; a term a level, added up.
+
+    Args:
+        features: of each level (student, teacher), both (N, C, Hl, Wl).
+    """
+    total = features[0][0].new_zeros((), dtype=torch.float32)
+    for student, teacher in features:
+        _check_shapes(student, teacher)
+        student_log, teacher_log = (
+            F.log_softmax(at_least_float32(x).flatten(2) / temperature, dim=2)
+            for x in (student, teacher)
+        )
+        divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=2)
+        total = total + temperature**2 * divergence.mean()
+    return total
+
+
 def soft_label_loss(
     student: Tensor, teacher: Tensor, temperature: float, reading: str, normalizer: float
 ) -> Tensor:
@@ -149,12 +172,16 @@ def soft_label_loss(
     return (yes + no).sum() / normalizer
 
 
-def _squared_gap(student: Tensor, teacher: Tensor) -> Tensor:
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
             f"student and teacher maps differ in shape: {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
+
+
+def _squared_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    _check_shapes(student, teacher)
     return (at_least_float32(student) - at_least_float32(teacher)).square()
 
 
