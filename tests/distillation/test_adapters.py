@@ -15,6 +15,7 @@ from tests.distillation.tiny_detectors import DENSE, FAMILIES, INPUTS, build_tin
 from tests.helpers import NUM_CLASSES, P3_BOX, instances
 
 SOME = Locations(torch.tensor([0, 0, 1]), torch.tensor([30, 3, 60]))
+TOWERS = ("RetinaNet", "FCOS", "ATSS", "GFL")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -49,7 +50,10 @@ def test_everything_that_is_offered_is_there_and_nothing_else(step):
         "box_head_predictions_at": (getattr(tensors, "box_query", None),)
         if "box_query" in adapter.student_offers
         else (),
+        "tower_features": (1,),
     }
+    if "tower_features" in adapter.student_offers:
+        arguments["cross_head"] = (tensors.tower_features(1),)
     public = {name for name in vars(DetectorTensors) if not name.startswith("_")}
     assert adapter.teacher_offers - {"box_head_predictions_at"} < adapter.student_offers <= public
     for name in public:
@@ -107,6 +111,76 @@ def test_dense_logits_and_boxes_are_the_heads(family):
     for n in range(2):
         expected = model.box2box_transform.apply_deltas(deltas[n], anchors)
         torch.testing.assert_close(boxes[n], expected)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_boxes_of_all_anchors_are_those_of_each(family):
+    with EventStorage():
+        _, tensors = build_adapter(build_tiny(family), "BGR").forward_training(INPUTS)
+    locations, count = everything(tensors)
+    boxes = tensors.pred_boxes
+    assert boxes.shape == (2, count, 4) and boxes.requires_grad
+    torch.testing.assert_close(boxes.flatten(0, 1), tensors.pred_boxes_at(locations))
+
+
+def test_edge_logits_are_what_the_boxes_are_the_means_of():
+    adapter = build_adapter(build_tiny("GFL"), "BGR")
+    with EventStorage():
+        _, tensors = adapter.forward_training(INPUTS)
+    logits = tensors.edge_logits
+    assert (
+        logits.shape
+        == (*tensors.pred_boxes.shape, adapter.layout.edge_bins)
+        == (*logits.shape[:3], 17)
+    )
+    transform = adapter.model.box2box_transform
+    boxes = transform.apply_deltas(logits[1].flatten(1), torch.cat(tensors.anchors))
+    torch.testing.assert_close(boxes, tensors.pred_boxes[1])
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+@pytest.mark.parametrize("family", TOWERS)
+def test_the_rest_of_a_detectors_own_head_gives_its_own_outputs(family, last):
+    """Also with a norm that counts its calls (RetinaNet, FCOS) or that is inside (ATSS, GFL)."""
+    model = build_tiny(family, RETINANET__NUM_CONVS=2, RETINANET__NORM="BN")
+    adapter = build_adapter(model, "BGR")
+    with EventStorage():
+        _, tensors = adapter.forward_training(INPUTS)
+    features = tensors.tower_features(last)
+    assert features.last_convs == last and len(features.class_maps) == len(tensors.features) == 5
+    assert adapter.layout.tower_channels == (16, 16, 16)
+    if last == 2:
+        assert features.class_maps is features.box_maps is tensors.features
+    crossed = tensors.cross_head(features)
+    for actual, expected in zip(crossed.predictions, tensors.predictions):
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected))
+    torch.testing.assert_close(crossed.pred_boxes, tensors.pred_boxes)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_gradients_go_through_a_frozen_head_to_another_detector(family):
+    student = build_adapter(build_tiny(family), "BGR")
+    teacher = FrozenTeacher(build_adapter(build_tiny(family, seed=5), "BGR"))
+    with EventStorage():
+        _, tensors = student.forward_training(INPUTS)
+    crossed = teacher(INPUTS).cross_head(tensors.tower_features(0))
+    sum(x.sum() for x in crossed.prediction_maps).backward(retain_graph=True)
+    crossed.pred_boxes.square().sum().backward()
+    trained = {
+        n for n, p in student.model.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    towers = {n for n in trained if n.startswith("head.")}
+    assert towers and not any(x in n for n in towers for x in ("cls_score", "bbox_pred", "logits"))
+    assert any("fpn_output3" in n for n in trained)
+    assert not any(p.grad is not None for p in teacher.model.parameters())
+
+
+def test_a_head_of_its_own_offers_no_towers():
+    model = build_tiny("RetinaNet")
+    del model.head.cls_subnet
+    adapter = build_adapter(model, "BGR")
+    assert adapter.layout.tower_channels == () and "cross_head" not in adapter.teacher_offers
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -213,7 +287,7 @@ def test_a_teacher_is_frozen_and_its_tensors_can_train_a_student(family):
     adapter = build_adapter(model, "BGR")
     state = {k: v.clone() for k, v in model.state_dict().items()}
     tensors = FrozenTeacher(adapter)(INPUTS)
-    for name in sorted(adapter.teacher_offers):
+    for name in sorted(adapter.teacher_offers - {"cross_head"}):
         value = getattr(tensors, name)
         value = value(SOME) if callable(value) else value
         for x in value if isinstance(value, list) else [value]:

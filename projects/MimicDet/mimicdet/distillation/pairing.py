@@ -16,6 +16,7 @@ AGREEMENTS: dict[str, tuple[str, ...]] = {
     "anchors": ("anchors_per_location", "cell_anchors", "anchor_offset"),
     "map_scores": ("map_scores",),
     "class_scores": ("class_scores",),
+    "edges": ("edge_bins",),
 }
 HINTS = {
     "channels": " (an adaptation layer helps: ADAPTATION True)",
@@ -48,7 +49,10 @@ def check_pair(
                 )
         problems += [
             f"{name}: {problem}"
-            for problem in _disagreements(method, student.layout, teacher.layout)
+            for problem in [
+                *_disagreements(method, student.layout, teacher.layout),
+                *method.problems,
+            ]
         ]
     if problems:
         raise UserError(

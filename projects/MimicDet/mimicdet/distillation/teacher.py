@@ -19,7 +19,7 @@ from ..modeling.meta_arch.config_checks import is_mimicdet
 from ..modeling.structures import BoxQuery, HeadPredictions
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
-from .tensors import DetectorTensors, Locations
+from .tensors import DetectorTensors, Locations, TowerFeatures
 
 Value = TypeVar("Value")
 
@@ -73,11 +73,15 @@ class FrozenTeacher:
         What it returns is copied: inference_mode saves the bookkeeping of a forward, but its
         tensors must not be saved for a backward, the student's.
         """
-        device = self.model.device.type
-        dtype = torch.float16 if device == "cuda" else torch.bfloat16
-        with torch.inference_mode(), torch.autocast(device, dtype=dtype, enabled=self.amp):
+        with torch.inference_mode(), self.precision():
             value = function()
         return _copied(value)
+
+    def precision(self) -> torch.autocast:
+        """The teacher's own precision, whatever the student's is."""
+        device = self.model.device.type
+        dtype = torch.float16 if device == "cuda" else torch.bfloat16
+        return torch.autocast(device, dtype=dtype, enabled=self.amp)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,8 +102,8 @@ class TeacherTensors(DetectorTensors):
 
     @cached_property
     def _tensors(self) -> DetectorTensors:
-        """Made inside run: in inference_mode and in the teacher's precision."""
-        return self._teacher.adapter.forward_teacher(self._inputs)
+        with torch.inference_mode(), self._teacher.precision():
+            return self._teacher.adapter.forward_teacher(self._inputs)
 
     @cached_property
     def features(self) -> list[Tensor]:
@@ -118,6 +122,19 @@ class TeacherTensors(DetectorTensors):
 
     def pred_boxes_at(self, locations: Locations) -> Tensor:
         return self._teacher.run(lambda: self._tensors.pred_boxes_at(locations))
+
+    @cached_property
+    def pred_boxes(self) -> Tensor:
+        return self._teacher.run(lambda: self._tensors.pred_boxes)
+
+    @cached_property
+    def edge_logits(self) -> Tensor:
+        return self._teacher.run(lambda: self._tensors.edge_logits)
+
+    def cross_head(self, features: TowerFeatures) -> DetectorTensors:
+        """Not by run: the gradients go through the frozen layers to the features."""
+        with self._teacher.precision():
+            return self._tensors.cross_head(features)
 
     def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
         return self._teacher.run(lambda: self._tensors.box_head_predictions_at(query))

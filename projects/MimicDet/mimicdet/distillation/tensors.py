@@ -58,6 +58,15 @@ class Positives(Locations):
 
 
 @dataclass(frozen=True)
+class TowerFeatures:
+    """Maps inside a dense head: all but the last convolutions of its two towers have been there."""
+
+    class_maps: list[Tensor]  # L x (N, C, Hl, Wl), in the tower that classifies
+    box_maps: list[Tensor]  # the same in the other
+    last_convs: int  # of each tower, that the maps have not passed
+
+
+@dataclass(frozen=True)
 class DetectorLayout:
     """What is known of a detector when it is built; a pair must agree where a method says so."""
 
@@ -71,6 +80,9 @@ class DetectorLayout:
     input_format: str  # "BGR" or "RGB"
     map_scores: str = ""  # how prediction_maps are read; "": none are offered
     class_scores: str = ""  # how class_logits_at is read; "": not offered
+    edge_bins: int = 0  # of the distribution of each box edge, edge_logits; 0: there is none
+    # Of a dense head's towers: of what they read and of each convolution; (): it has none.
+    tower_channels: tuple[int, ...] = ()
 
     @property
     def anchors_per_location(self) -> tuple[int, ...]:
@@ -117,6 +129,27 @@ class DetectorTensors:
     def pred_boxes_at(self, locations: Locations) -> Tensor:
         """(P, 4) XYXY in input pixels: the boxes that the anchors predict, not clipped."""
         raise self._lacks("pred_boxes_at")
+
+    @cached_property
+    def pred_boxes(self) -> Tensor:
+        """(N, R, 4) XYXY in input pixels: the boxes of all anchors, not clipped."""
+        raise self._lacks("pred_boxes")
+
+    @cached_property
+    def edge_logits(self) -> Tensor:
+        """(N, R, 4, layout.edge_bins) before the softmax: of each edge of all anchors' boxes."""
+        raise self._lacks("edge_logits")
+
+    def tower_features(self, last_convs: int) -> TowerFeatures:
+        """What the head's last convolutions read. Of a student alone."""
+        raise self._lacks("tower_features")
+
+    def cross_head(self, features: TowerFeatures) -> "DetectorTensors":
+        """
+        What the rest of this detector's head makes of another's features: prediction_maps,
+        pred_boxes, edge_logits. A frozen teacher's has gradients too, to the features.
+        """
+        raise self._lacks("cross_head")
 
     @cached_property
     def box_query(self) -> BoxQuery:
@@ -168,3 +201,9 @@ def gather_at(maps: list[Tensor], dims: int, locations: Locations) -> Tensor:
         order.append(chosen)
         start += count
     return torch.cat(rows)[torch.cat(order).argsort()]
+
+
+def by_anchor(maps: list[Tensor], dims: int) -> Tensor:
+    """L x (N, A * dims, Hl, Wl), as a dense head gives them -> (N, R, dims)."""
+    levels = [x.unflatten(1, (-1, dims)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in maps]
+    return torch.cat(levels, dim=1)

@@ -64,14 +64,14 @@ def layout_of(
     levels: Sequence[str],
     anchor_generator: nn.Module,
     input_format: str,
-    **scores: str,
+    **offered: Any,
 ) -> DetectorLayout:
     """
     What a model with a backbone and an anchor generator tells of itself.
 
     Args:
         levels: names of the backbone's maps that it offers.
-        scores: map_scores and class_scores, where it offers them.
+        offered: the layout's facts about what not every detector offers.
     """
     shapes = [model.backbone.output_shape()[name] for name in levels]
     return DetectorLayout(
@@ -85,5 +85,5 @@ def layout_of(
         ),
         anchor_offset=anchor_generator.offset,
         input_format=input_format,
-        **scores,
+        **offered,
     )

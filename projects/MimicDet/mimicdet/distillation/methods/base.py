@@ -30,12 +30,14 @@ class DistillationMethod(nn.Module):
         loss_names: the keys that forward returns, whatever the batch.
         needs_student, needs_teacher: attributes of DetectorTensors that it reads.
         agrees_on: names of pairing.AGREEMENTS that student and teacher must share.
+        problems: what else keeps it from teaching this student by this teacher, a line each.
     """
 
     loss_names: tuple[str, ...] = ()
     needs_student: frozenset[str] = frozenset()
     needs_teacher: frozenset[str] = frozenset()
     agrees_on: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
 
     @classmethod
     def default_config(cls) -> CfgNode | None:
