@@ -9,7 +9,7 @@ from mimicdet.distillation import Distiller, Term, build_adapter, build_distille
 from mimicdet.distillation.methods.head_mimic import HeadMimic
 from mimicdet.modeling.layers.sparse_conv import RowLayout
 from tests import stand_in_gpu
-from tests.distillation.test_taught import EVERY_METHOD
+from tests.distillation.test_taught import EVERYWHERE
 from tests.distillation.tiny_detectors import INPUTS, build_tiny, taught_cfg, write_teacher
 from tests.helpers import make_input, randomise_refinement, small_model
 from tests.stand_in_gpu import StandIn, real
@@ -102,7 +102,7 @@ def test_losses_on_a_stand_in_for_a_gpu(sparse, monkeypatch, forgotten):
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "ATSS", "GFL"])
 def test_teaching_on_a_stand_in_for_a_gpu(family, tmp_path, monkeypatch):
     """The losses of every method between two detectors."""
-    methods = EVERY_METHOD
+    methods = EVERYWHERE
     write_teacher(tmp_path, family)
     torch.manual_seed(0)
     distiller = build_distiller(taught_cfg(tmp_path, family, methods), build_tiny(family)).train()

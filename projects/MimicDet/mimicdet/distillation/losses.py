@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling.layers.precision import at_least_float32
+from ..modeling.losses import quality_focal_loss, weighted_giou_loss
 from .tensors import SOFTMAX
 
 
@@ -170,6 +171,32 @@ def soft_label_loss(
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
     return (yes + no).sum() / normalizer
+
+
+def score_imitation_loss(student: Tensor, teacher: Tensor, normalizer: float) -> Tensor:
+    """
+    Binary cross-entropy of each score with the teacher's, weighted by their difference, summed and
+    divided by the normalizer: BCKD's loss of classes and, as quality focal loss with beta 1,
+    CrossKD's. The gradient goes through the weight too.
+
+    Args:
+        student, teacher: logits of sigmoids, of one shape.
+    """
+    target = at_least_float32(teacher).sigmoid()
+    return quality_focal_loss(student, target, beta=1.0).sum() / normalizer
+
+
+def box_imitation_loss(
+    student: Tensor, teacher: Tensor, weights: Tensor, normalizer: float
+) -> Tensor:
+    """
+    Sum of weight * (1 - GIoU) of each box with the teacher's, divided by the normalizer.
+
+    Args:
+        student, teacher: (..., 4) XYXY in one unit; weights: (...).
+    """
+    boxes = student.flatten(0, -2), teacher.flatten(0, -2)
+    return weighted_giou_loss(*boxes, weights.flatten()) / normalizer
 
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:
