@@ -30,8 +30,8 @@ EVERY_METHOD = [
     "CWD",
 ]
 # Of detectors with class scores and boxes everywhere.
-EVERYWHERE = [*EVERY_METHOD, "BCKD"]
-EVERYWHERE_KEYS = {"loss_bckd_cls", "loss_bckd_loc"}
+EVERYWHERE = [*EVERY_METHOD, "BCKD", "CrossKD"]
+EVERYWHERE_KEYS = {f"loss_{x}_{y}" for x in ("bckd", "crosskd") for y in ("cls", "loc")}
 WHOLE_MAPS = {"loss_pfi", "loss_feature", "loss_pkd", "loss_cwd"}
 TAUGHT_KEYS = WHOLE_MAPS | {
     *("loss_rank_cls", "loss_rank_loc", "loss_soft_labels", "loss_fine_grained"),

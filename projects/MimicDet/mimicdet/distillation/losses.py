@@ -199,6 +199,24 @@ def box_imitation_loss(
     return weighted_giou_loss(*boxes, weights.flatten()) / normalizer
 
 
+def edge_distribution_loss(
+    student: Tensor, teacher: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
+    """
+    T^2 * KL(teacher || student) of box edges' distributions at a temperature T: mean over a box's
+    four edges, weighted mean over the boxes, as GFL takes its own distribution loss (the sum of
+    the weights counts as 1 at least). LD's loss, and CrossKD's of boxes that are distributions.
+
+    Args:
+        student, teacher: (..., 4, bins) before the softmax; weights: (...).
+    """
+    student_log, teacher_log = (
+        F.log_softmax(at_least_float32(x) / temperature, dim=-1) for x in (student, teacher)
+    )
+    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1).mean(dim=-1)
+    return temperature**2 * (divergence * weights).sum() / weights.sum().clamp(min=1)
+
+
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
