@@ -13,8 +13,11 @@ from mimicdet.commands.train import main
 from mimicdet.engine import MimicTrainer, setup_cfg
 from tests.distillation.tiny_detectors import NARROW, RETINANET
 
-METHODS = ["RankMimicking", "PredictionGuided", "FineGrained"]
-TAUGHT = ("loss_rank_cls", "loss_rank_loc", "loss_pfi", "loss_fine_grained")
+METHODS = ["RankMimicking", "PredictionGuided", "FineGrained", "PKD", "CWD", "BCKD", "CrossKD"]
+TAUGHT = (
+    *("loss_rank_cls", "loss_rank_loc", "loss_pfi", "loss_fine_grained", "loss_pkd", "loss_cwd"),
+    *("loss_bckd_cls", "loss_bckd_loc", "loss_crosskd_cls", "loss_crosskd_loc"),
+)
 
 
 def write_detector(path, address, seed, **content):

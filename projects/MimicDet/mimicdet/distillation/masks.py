@@ -1,7 +1,7 @@
 """
-Which locations of a map are imitated: pure functions, without gradients.
+Which locations of a map or which anchors are imitated: pure functions, without gradients.
 
-Boxes and anchors are XYXY in input pixels; a mask is (N, Hl, Wl) bool.
+Boxes and anchors are XYXY in input pixels; a mask of locations is (N, Hl, Wl) bool.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from .tensors import Locations
+from ..modeling.boxes import distance_iou
+from .tensors import Locations, Positives
 
 
 @torch.no_grad()
@@ -91,3 +92,32 @@ def location_masks(
         level.view(num_images, height, width, -1).any(dim=3)
         for level, (height, width) in zip(flat.split(counts, dim=1), sizes)
     ]
+
+
+@torch.no_grad()
+def valuable_region(
+    anchors: Tensor, gt_boxes: Sequence[Tensor], positives: Positives, gamma: float
+) -> Tensor:
+    """
+    LD's valuable localisation region (Algorithm 1): anchors that are no positives and whose
+    distance-IoU with some object is between gamma * F and F.
+
+    F is the least distance-IoU of the object's positives. In the paper it is the threshold of the
+    assignment, which not every assignment has. An object without positives has no region.
+
+    Args:
+        anchors: (R, 4) of all levels; gt_boxes: N x (Gi, 4).
+
+    Returns:
+        (N, R) bool.
+    """
+    counts = [len(boxes) for boxes in gt_boxes]
+    values = distance_iou(anchors[positives.anchors], positives.gt_boxes)
+    least = values.new_full((sum(counts),), float("nan"))  # nothing is at least that
+    least = least.scatter_reduce(0, positives.objects, values, "amin", include_self=False)
+    region = torch.zeros((len(counts), len(anchors)), dtype=torch.bool, device=anchors.device)
+    for n, (boxes, limits) in enumerate(zip(gt_boxes, least.split(counts))):
+        near = distance_iou(anchors[:, None], boxes[None])
+        region[n] = ((near >= gamma * limits) & (near <= limits)).any(dim=1)
+    region[positives.images, positives.anchors] = False
+    return region

@@ -58,12 +58,24 @@ def centerness(points: Tensor, boxes: Tensor) -> Tensor:
 
 def aligned_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """
-    IoU of (b, 4) boxes with (b, 4) others, XYXY, row by row: (b,), with gradients.
+    IoU of (..., 4) boxes with (..., 4) others, XYXY, row by row, with gradients: (...). Broadcasts.
 
     A box of negative size is empty; two empty boxes have 0.
     """
-    top_left = torch.maximum(boxes[:, :2], others[:, :2])
-    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=1)
-    areas = [(x[:, 2:] - x[:, :2]).clamp(min=0).prod(dim=1) for x in (boxes, others)]
+    top_left = torch.maximum(boxes[..., :2], others[..., :2])
+    bottom_right = torch.minimum(boxes[..., 2:], others[..., 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    areas = [(x[..., 2:] - x[..., :2]).clamp(min=0).prod(dim=-1) for x in (boxes, others)]
     return overlap / (areas[0] + areas[1] - overlap).clamp(min=torch.finfo(boxes.dtype).eps)
+
+
+def distance_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """
+    aligned_iou less the squared distance of the centres in squared diagonals of the smallest box
+    around both (Zheng et al., Distance-IoU Loss, AAAI 2020): (...), in (-1, 1].
+    """
+    hull = torch.maximum(boxes[..., 2:], others[..., 2:])
+    hull = hull - torch.minimum(boxes[..., :2], others[..., :2])
+    gap = (boxes[..., :2] + boxes[..., 2:] - others[..., :2] - others[..., 2:]) / 2
+    diagonal = hull.square().sum(dim=-1).clamp(min=torch.finfo(boxes.dtype).eps)
+    return aligned_iou(boxes, others) - gap.square().sum(dim=-1) / diagonal
