@@ -1,4 +1,4 @@
-"""CWD against its equations in plain Python, and what it must not depend on."""
+"""CWD against its formula in plain Python, and what it must not depend on."""
 
 import math
 
@@ -24,7 +24,7 @@ def distribution(channel, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_loss_is_equations_3_and_4(temperature):
+def test_loss_is_the_divergence_of_each_channels_distribution(temperature):
     student, teacher = maps(1), maps(2)
     expected = 0.0
     for a, b in zip(student, teacher):

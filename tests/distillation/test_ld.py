@@ -72,7 +72,7 @@ def region_by_hand(anchors, gt_boxes, positives, gamma):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.25, 1.0])
-def test_region_is_algorithm_1(gamma):
+def test_region_is_between_two_limits_of_each_object(gamma):
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(300, 2, generator=generator, dtype=torch.float64) * 90
     anchors = torch.cat([corners, corners + 8 + torch.rand(300, 2, generator=generator) * 30], 1)

@@ -131,7 +131,7 @@ def channel_distribution_loss(
     features: Sequence[tuple[Tensor, Tensor]], temperature: float
 ) -> Tensor:
     """
-    CWD's Eq. 3 and 4: each channel of an image is a distribution over its locations, the softmax of
+    CWD: each channel of an image is a distribution over its locations, the softmax of
     its values at a temperature T; T^2 * KL(teacher || student), summed over the locations, mean
     over channels and images; a term a level, added up.
 

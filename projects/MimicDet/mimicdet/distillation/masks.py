@@ -99,7 +99,7 @@ def valuable_region(
     anchors: Tensor, gt_boxes: Sequence[Tensor], positives: Positives, gamma: float
 ) -> Tensor:
     """
-    LD's valuable localisation region (Algorithm 1): anchors that are no positives and whose
+    LD's valuable localisation region: anchors that are no positives and whose
     distance-IoU with some object is between gamma * F and F.
 
     F is the least distance-IoU of the object's positives. In the paper it is the threshold of the

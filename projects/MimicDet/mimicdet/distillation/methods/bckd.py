@@ -14,7 +14,7 @@ from .base import DISTILLATION_REGISTRY, DistillationMethod
 class BCKD(DistillationMethod):
     """
     Yang et al., Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object
-    Detection, ICCV 2023, 3.2 and 3.3. With scores p of anchor i and class j, w = |p_t - p_s|:
+    Detection, ICCV 2023. With scores p of anchor i and class j, w = |p_t - p_s|:
     the sum over i and j of w_ij * BCE(p_s, p_t), and the sum over i of max_j w_ij * (1 - GIoU) of
     the two boxes. Both are divided by the number of positives.
     """

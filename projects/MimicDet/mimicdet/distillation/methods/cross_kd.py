@@ -16,12 +16,12 @@ BOX_LOSSES = ("auto", "giou", "kl")
 @DISTILLATION_REGISTRY.register()
 class CrossKD(DistillationMethod):
     """
-    Wang et al., CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024, 3.2 and
-    3.3. Maps from inside the student's head go through the last layers of the teacher's, which are
-    frozen; the cross-head predictions that come out imitate the teacher's own. So the student's
-    last layers hear of the ground truth alone, and all before them of the teacher too. Scores:
-    quality focal loss with beta 1 over all anchors. Boxes, weighted by the teacher's highest score:
-    GIoU, or KL of their edges' distributions.
+    Wang et al., CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024. Maps
+    from inside the student's head go through the last layers of the teacher's, which are frozen;
+    the cross-head predictions that come out imitate the teacher's own. So the student's last layers
+    hear of the ground truth alone, and all before them of the teacher too. Scores p over all
+    anchors: |p_t - p_s| * BCE(p_s, p_t), quality focal loss with beta 1. Boxes, weighted by the
+    teacher's highest score: 1 - GIoU, or KL of their edges' distributions.
     """
 
     loss_names = ("loss_crosskd_cls", "loss_crosskd_loc")

@@ -14,9 +14,10 @@ from .feature_method import FeatureMethod, feature_settings
 @DISTILLATION_REGISTRY.register()
 class CWD(FeatureMethod):
     """
-    Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021, Eq. 3 and 4:
-    every channel of the pyramid's maps becomes a distribution over the locations of its image,
-    which the student learns. Where the teacher's channel is small, errors hardly count.
+    Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021: every channel
+    of the pyramid's maps becomes a distribution over the locations i of its image,
+    p(i) = exp(x_i / T) / sum_j exp(x_j / T), and T^2 / C * sum_c sum_i p_t * log(p_t / p_s) is the
+    loss of a level. Where the teacher's channel is small, errors hardly count.
     """
 
     loss_names = ("loss_cwd",)
@@ -25,7 +26,7 @@ class CWD(FeatureMethod):
     def __init__(self, *, temperature: float, **kwargs):
         """
         Args:
-            temperature: T of Eq. 3; the larger, the more locations count.
+            temperature: T; the larger, the more locations count.
             kwargs: see FeatureMethod.
         """
         super().__init__(**kwargs)
@@ -36,8 +37,7 @@ class CWD(FeatureMethod):
     @classmethod
     def default_config(cls) -> CN:
         node = feature_settings(adaptation=False)
-        # alpha, of each level; with T 1 what is published for detectors. Not in the paper, whose
-        # segmentation has other ones.
+        # alpha, of each level; with T 1 what MMRazor publishes for detectors.
         node.LOSS_WEIGHT = 10.0
         node.TEMPERATURE = 1.0
         return node

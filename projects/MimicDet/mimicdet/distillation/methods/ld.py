@@ -15,9 +15,9 @@ from .base import DISTILLATION_REGISTRY, DistillationMethod
 @DISTILLATION_REGISTRY.register()
 class LD(DistillationMethod):
     """
-    Zheng et al., Localization Distillation for Dense Object Detection, CVPR 2022, 3.1 and 3.2: for
-    detectors that predict a distribution for each box edge, KL of the teacher's and the student's
-    at a high temperature. In the main region, the student's positives, each weighted by the
+    Zheng et al., Localization Distillation for Dense Object Detection, CVPR 2022: for detectors
+    that predict a distribution for each box edge, KL(softmax(z_t / T) || softmax(z_s / T)) of its
+    logits z, here times T^2. In the main region, the student's positives, each weighted by the
     student's highest score (detached); on request in the valuable localisation region too.
     """
 

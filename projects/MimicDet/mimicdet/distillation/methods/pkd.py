@@ -14,8 +14,9 @@ from .feature_method import FeatureMethod, feature_settings
 class PKD(FeatureMethod):
     """
     Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson Correlation
-    Coefficient, NeurIPS 2022, 3.2: the student's map follows the teacher's up to a shift and a
-    factor of each channel, so that neither the size of the values nor a few large channels count.
+    Coefficient, NeurIPS 2022: mean((s - t)^2) / 2 of the maps s and t, each channel of them with
+    mean 0 and variance 1, a term a level. So the student's map follows the teacher's up to a shift
+    and a factor of each channel, and neither large values nor a few large channels count.
     """
 
     loss_names = ("loss_pkd",)
