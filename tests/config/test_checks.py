@@ -58,6 +58,8 @@ PROBLEMS = [
     (("MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.5), "ROI_HEADS.POSITIVE_FRACTION.*1.5"),
     (("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True), "PROPOSAL_APPEND_GT must be False"),
     (("MODEL.RPN.PRE_NMS_TOPK_TEST", 59), "PRE_NMS_TOPK_TEST 59.*POST_NMS_TOPK_TEST 60"),
+    ((f"{M}MIMIC.TERMS.BOXES", -1.0), "MIMIC.TERMS.BOXES must not be below 0, got -1.0"),
+    ((f"{M}MIMIC.TERMS.CLS", 0.0, f"{M}MIMIC.TERMS.LOC", 0.0), "CLS, LOC, SCORES.*are all 0"),
     *(
         ((key, value), f"{key} must be .*, got {value!r}")
         for key, value in (

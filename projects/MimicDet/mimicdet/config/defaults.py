@@ -131,6 +131,21 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.MIMIC.LOSS_WEIGHT = 1.0
     # True: no gradient of the mimic loss reaches the T-head. Not in the paper.
     _C.MIMIC.DETACH_TEACHER = True
+    # Factor of each term, loss_mimic_<term>; 0: without it. All are means over the same boxes.
+    _C.MIMIC.TERMS = CN()
+    # The paper's: the heads' logits and regression features; SHARED in place of both where the
+    # heads are not split.
+    _C.MIMIC.TERMS.CLS = 1.0
+    _C.MIMIC.TERMS.LOC = 1.0
+    _C.MIMIC.TERMS.SHARED = 1.0
+    # Not in the paper: the T-head's class probabilities, and its boxes where there is an object.
+    _C.MIMIC.TERMS.SCORES = 0.0
+    _C.MIMIC.TERMS.BOXES = 0.0
+    # Of SCORES: "softmax" (cross-entropy) or "binary" (class by class, BCKD), either one weighted
+    # by the difference of the two heads' probabilities.
+    _C.MIMIC.SCORE_LOSS = "softmax"
+    # Of BOXES: "giou" (1 - GIoU) or "smooth_l1" (of the deltas).
+    _C.MIMIC.BOX_LOSS = "giou"
 
     # ---------------------------------------------------------------- separate backbones (Table 5)
     _C.SEPARATE_TEACHER = CN()

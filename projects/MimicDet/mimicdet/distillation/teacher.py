@@ -223,6 +223,9 @@ def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
             len(teacher.ROI_HEADS.IN_FEATURES),
         ),
     }
+    if student.MIMICDET.MIMIC.TERMS.BOXES:
+        weights = (x.ROI_BOX_HEAD.BBOX_REG_WEIGHTS for x in (student, teacher))
+        pairs["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"] = tuple(map(tuple, weights))
     wrong = [f"{key}: {a!r} here, {b!r} there" for key, (a, b) in pairs.items() if a != b]
     if wrong:
         raise UserError(f"the teacher of {path} does not fit the student:\n  " + "\n  ".join(wrong))

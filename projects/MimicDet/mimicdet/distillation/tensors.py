@@ -18,7 +18,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..modeling.structures import BoxQuery, HeadPredictions
+from ..modeling.structures import BoxQuery, HeadPredictions, LabelledBoxes
 
 # How a logit is turned into a score. "joint": sigmoid of class and localisation quality at once
 # (GFL); "objectness": sigmoid of one class, object or not.
@@ -155,6 +155,11 @@ class DetectorTensors:
     def box_query(self) -> BoxQuery:
         """The boxes that a two-stage head is run on, for head_predictions. MimicDet's."""
         raise self._lacks("box_query")
+
+    @cached_property
+    def query_labels(self) -> LabelledBoxes:
+        """The boxes of box_query, image after image, with their objects. MimicDet's."""
+        raise self._lacks("query_labels")
 
     @cached_property
     def head_predictions(self) -> HeadPredictions:

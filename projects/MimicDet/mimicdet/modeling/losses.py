@@ -53,14 +53,23 @@ def classification_loss(logits: Tensor, gt_classes: Tensor) -> Tensor:
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
-    One branch of the paper's Eq. 1: mean over boxes of 1 - cosine(student, teacher).
+    One branch of the paper's Eq. 1: mean over boxes of 1 - cosine(student, teacher), a scalar in
+    [0, 2]; 0 for no boxes. For arguments and errors see `cosine_gap`.
+    """
+    gap = cosine_gap(student, teacher)
+    return gap.sum() / max(len(gap), 1)
+
+
+def cosine_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """
+    1 - cosine(student, teacher) of each box.
 
     Args:
         student, teacher: (b, D). A cosine in half precision would lose the digits that are
             left when the branches agree.
 
     Returns:
-        scalar in [0, 2]; 0 for no boxes. Raises ValueError where the shapes differ.
+        (b,) in [0, 2]. Raises ValueError where the shapes differ.
     """
     if student.shape != teacher.shape:
         raise ValueError(
@@ -69,8 +78,7 @@ def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
         )
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = at_least_float32(student), at_least_float32(teacher)
-        cosine = F.cosine_similarity(student, teacher, dim=1)
-        return (1 - cosine).sum() / max(len(cosine), 1)
+        return 1 - F.cosine_similarity(student, teacher, dim=1)
 
 
 # Of the dense detectors. The first two: Li et al., Generalized Focal Loss, NeurIPS 2020.

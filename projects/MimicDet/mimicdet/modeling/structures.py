@@ -129,6 +129,7 @@ class TrainingTensors:
     student: HeadPredictions | None  # at the boxes sampled for the T-head; None: no S-head
     teacher: HeadPredictions | None  # the same boxes, same order; None: no T-head here
     query: BoxQuery  # those boxes, for a teacher that lives elsewhere (Table 5)
+    labelled: LabelledBoxes  # the same, image after image, with their objects
 
 
 def image_indices(sizes: list[int], device: torch.device) -> Tensor:

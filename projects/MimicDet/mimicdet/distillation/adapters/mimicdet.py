@@ -75,7 +75,7 @@ class MimicDetStudentTensors(MimicDetTensors):
         self.refined = step.refined
         self._step = step
         self.gt_boxes = [x.gt_boxes.tensor for x in step.gt_instances]
-        self.box_query = step.query
+        self.box_query, self.query_labels = step.query, step.labelled
         if step.student is not None:
             self.head_predictions = step.student
 
@@ -130,7 +130,7 @@ class MimicDetAdapter(DetectorAdapter):
             class_scores=SOFTMAX if model.student_head is not None else "",
         )
         both = {"features", "prediction_maps", "anchors"}
-        student = {"gt_boxes", "positives", "box_query"}
+        student = {"gt_boxes", "positives", "box_query", "query_labels"}
         if model.student_head is not None:
             both |= {"class_logits_at", "pred_boxes_at"}
             student |= {"head_predictions"}

@@ -1,11 +1,26 @@
-"""MimicDet's own method: cosine similarity of the two heads' features (3.4, Eq. 1)."""
+"""MimicDet's own method: the S-head imitates the T-head box by box (3.4, Eq. 1)."""
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from detectron2.config import configurable
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
-from ...modeling.losses import mimic_loss
+from ...modeling.losses import cosine_gap
+from ...modeling.structures import HeadPredictions, LabelledBoxes
+from ...utils.errors import check_choice
+from ..head_losses import BOX_LOSSES, SCORE_LOSSES, weighted_mean
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DISTILLATION_REGISTRY, DistillationMethod
+
+# Eq. 1 of heads that are split, and of those that are not (Table 3's light and heavy rows): which
+# output of a head each term compares.
+FEATURE_TERMS = {
+    True: {"CLS": "pred_class_logits", "LOC": "box_features"},
+    False: {"SHARED": "box_features"},
+}
+OUTPUT_TERMS = ("SCORES", "BOXES")
 
 
 @DISTILLATION_REGISTRY.register()
@@ -17,6 +32,12 @@ class HeadMimic(DistillationMethod):
     With heads that are not split (Table 3's light and heavy rows) there is one term, over the last
     shared D-d feature.
 
+    Not in the paper: terms of the heads' outputs, and factors of all terms. A term NAME that has a
+    factor writes loss_mimic_<name>; it is a function of a box, averaged over the boxes:
+
+        CLS, LOC: the paper's two; SHARED: the one of heads that are not split.
+        SCORES: class probabilities. BOXES: predicted boxes, over the boxes that have an object.
+
     It has no node in DISTILLATION: MODEL.MIMICDET.MIMIC switches it on. The teacher is the T-head
     on the student's own backbone, or the separate one of Table 5.
     """
@@ -25,22 +46,39 @@ class HeadMimic(DistillationMethod):
     needs_teacher = frozenset({"box_head_predictions_at"})
 
     @configurable
-    def __init__(self, *, dual_path: bool, detach_teacher: bool = True):
+    def __init__(
+        self,
+        *,
+        dual_path: bool,
+        detach_teacher: bool = True,
+        terms: Mapping[str, float] | None = None,
+        score_loss: str = "softmax",
+        box_loss: str = "giou",
+        box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+    ):
         """
         Args:
-            dual_path: two terms (the paper's design) or one.
+            dual_path: two terms of Eq. 1 (the paper's design) or one.
             detach_teacher: no gradient reaches the teacher. Not in the paper, which leaves it open.
+            terms: factor of each term, 0: without it; None: those of Eq. 1. Of CLS, LOC and SHARED
+                those count that the heads have.
+            score_loss: a name of SCORE_LOSSES; box_loss: of BOX_LOSSES.
+            box_weights: of both heads' deltas, as Box2BoxTransform takes them.
         """
         super().__init__()
+        check_choice("MODEL.MIMICDET.MIMIC.SCORE_LOSS", score_loss, SCORE_LOSSES)
+        check_choice("MODEL.MIMICDET.MIMIC.BOX_LOSS", box_loss, BOX_LOSSES)
         self.detach_teacher = detach_teacher
-        # The outputs of a head that each loss compares.
-        self.compared = {"loss_mimic_shared": "box_features"}
-        if dual_path:
-            self.compared = {
-                "loss_mimic_cls": "pred_class_logits",
-                "loss_mimic_loc": "box_features",
-            }
-        self.loss_names = tuple(self.compared)
+        self.compared = FEATURE_TERMS[dual_path]
+        terms = dict.fromkeys(self.compared, 1.0) if terms is None else terms
+        self.terms = {k: terms[k] for k in (*self.compared, *OUTPUT_TERMS) if terms.get(k)}
+        self.loss_names = tuple(f"loss_mimic_{name.lower()}" for name in self.terms)
+        self.score_gap = SCORE_LOSSES[score_loss]
+        self.box_gap = BOX_LOSSES[box_loss]
+        self.box2box_transform = Box2BoxTransform(tuple(box_weights))
+        if "BOXES" in self.terms:
+            self.needs_student |= {"query_labels"}
+        self._cosines: dict[str, Tensor] = {}  # of the last step, for the logs
 
     @classmethod
     def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
@@ -48,23 +86,47 @@ class HeadMimic(DistillationMethod):
         return {
             "dual_path": keys.STUDENT.DUAL_PATH,
             "detach_teacher": keys.MIMIC.DETACH_TEACHER,
+            "terms": dict(keys.MIMIC.TERMS),
+            "score_loss": keys.MIMIC.SCORE_LOSS,
+            "box_loss": keys.MIMIC.BOX_LOSS,
+            "box_weights": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
         }
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         """Both heads look at the boxes that the student sampled for the T-head."""
-        student_head = student.head_predictions
-        teacher_head = teacher.box_head_predictions_at(student.box_query)
+        own = student.head_predictions
+        target = teacher.box_head_predictions_at(student.box_query)
+        if self.detach_teacher:  # the one place where the student's own T-head is detached
+            target = HeadPredictions(*(x.detach() for x in vars(target).values()))
+        self._keep_cosines(own, target)
         losses = {}
-        for name, output in self.compared.items():
-            target = getattr(teacher_head, output)
-            # The one place where the student's own T-head is detached.
-            target = target.detach() if self.detach_teacher else target
-            losses[name] = mimic_loss(getattr(student_head, output), target)
+        for term, factor in self.terms.items():
+            if term in self.compared:
+                output = self.compared[term]
+                loss = weighted_mean(cosine_gap(getattr(own, output), getattr(target, output)))
+            elif term == "SCORES":
+                gap = self.score_gap(own.pred_class_logits, target.pred_class_logits)
+                loss = weighted_mean(gap)
+            else:
+                loss = self._box_loss(own, target, student.query_labels)
+            losses[f"loss_mimic_{term.lower()}"] = factor * loss
         return losses
 
-    def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Mean cosine of each branch."""
-        return {
-            name.replace("loss_mimic_", "mimic/cosine_"): 1 - loss.item()
-            for name, loss in losses.items()
+    def _box_loss(
+        self, own: HeadPredictions, target: HeadPredictions, boxes: LabelledBoxes
+    ) -> Tensor:
+        """Over the boxes with an object: the T-head's deltas of others learn nothing."""
+        chosen = boxes.foreground(own.pred_class_logits.shape[1] - 1)
+        deltas = own.pred_box_deltas[chosen], target.pred_box_deltas[chosen]
+        return weighted_mean(self.box_gap(*deltas, boxes.boxes[chosen], self.box2box_transform))
+
+    @torch.no_grad()
+    def _keep_cosines(self, own: HeadPredictions, target: HeadPredictions) -> None:
+        self._cosines = {
+            term.lower(): 1 - weighted_mean(cosine_gap(getattr(own, name), getattr(target, name)))
+            for term, name in self.compared.items()
         }
+
+    def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Mean cosine of each branch in the last step, whatever the terms are."""
+        return {f"mimic/cosine_{name}": value.item() for name, value in self._cosines.items()}

@@ -110,6 +110,8 @@ def check_mimicdet(cfg) -> list[str]:
     if not is_mimicdet(cfg):
         return []
     checks = (_check_values, _check_switches, _check_levels, _check_heads)
+    if cfg.MODEL.MIMICDET.MIMIC.ENABLED:
+        checks += (_check_mimic,)
     return [problem for check in checks for problem in check(cfg)]
 
 
@@ -204,3 +206,21 @@ def _check_heads(cfg) -> Iterator[str]:
                 f"MODEL.MIMICDET.STUDENT.FEATURE_DIM {keys.STUDENT.FEATURE_DIM} must equal "
                 f"MODEL.ROI_BOX_HEAD.FC_DIM {cfg.MODEL.ROI_BOX_HEAD.FC_DIM} to be mimicked"
             )
+
+
+def _check_mimic(cfg) -> Iterator[str]:
+    keys = cfg.MODEL.MIMICDET
+    terms = {k: x for k, x in keys.MIMIC.TERMS.items() if k not in _other_terms(keys)}
+    for name, factor in keys.MIMIC.TERMS.items():
+        if factor < 0:
+            yield f"MODEL.MIMICDET.MIMIC.TERMS.{name} must not be below 0, got {factor}"
+    if not any(terms.values()):
+        yield (
+            f"MODEL.MIMICDET.MIMIC.ENABLED is True, but {', '.join(terms)} of MIMIC.TERMS are all "
+            "0. LOSS_WEIGHT 0 logs the cosines without a mimic loss"
+        )
+
+
+def _other_terms(keys) -> tuple[str, ...]:
+    """Terms of MIMIC.TERMS that heads of the other design have."""
+    return ("SHARED",) if keys.STUDENT.DUAL_PATH else ("CLS", "LOC")

@@ -28,7 +28,7 @@ from ..layers import PyramidReader
 from ..postprocess import rescale_detections
 from ..proposal_generator.picture import draw_proposals
 from ..proposal_generator.refinement import RefinementModule
-from ..structures import BoxQuery, ModelOutputs, TrainingTensors
+from ..structures import BoxQuery, LabelledBoxes, ModelOutputs, TrainingTensors
 
 EVAL_HEADS = ("student", "teacher")
 
@@ -179,7 +179,15 @@ class MimicDet(nn.Module):
         self._log(labels.positives_per_level, proposals, sampled)
         query = BoxQuery([x.proposal_boxes.tensor for x in sampled], [x.levels for x in sampled])
         return losses, TrainingTensors(
-            maps, refined, labels, gt_instances, images.image_sizes, student, teacher, query
+            maps,
+            refined,
+            labels,
+            gt_instances,
+            images.image_sizes,
+            student,
+            teacher,
+            query,
+            LabelledBoxes.of(sampled),
         )
 
     @torch.no_grad()
