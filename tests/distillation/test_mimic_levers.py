@@ -3,9 +3,13 @@
 import pytest
 import torch
 import yaml
+from detectron2.utils.events import EventStorage
 
 from mimicdet import build_distiller
+from mimicdet.checkpoint import load_weights
+from mimicdet.checkpoint.student import extract_student
 from mimicdet.distillation import build_separate_teacher
+from mimicdet.export.optimize import copy_for_inference
 from mimicdet.modeling.losses import mimic_loss
 from mimicdet.utils.errors import UserError
 from tests.helpers import (
@@ -13,6 +17,7 @@ from tests.helpers import (
     MIMIC_KEYS,
     P3_BOX,
     P4_BOX,
+    count_calls,
     gradients_of,
     make_input,
     small_cfg,
@@ -133,3 +138,100 @@ def test_deltas_of_another_parametrisation_are_refused(teacher_files):
     with pytest.raises(UserError, match="BBOX_REG_WEIGHTS"):
         build_separate_teacher(small_cfg(*opts, f"{TERMS}BOXES", 1.0))
     build_separate_teacher(small_cfg(*opts))  # Eq. 1 looks at no delta
+
+
+# ---------------------------------------------------------------- schedule
+
+
+def at_iteration(distiller, iteration, inputs=INPUTS):
+    with EventStorage(iteration):
+        return step(distiller, inputs)
+
+
+def test_the_mimic_loss_starts_grows_and_stops():
+    schedule = (f"{M}MIMIC.START_ITER", 2, f"{M}MIMIC.WARMUP_ITERS", 2, f"{M}MIMIC.STOP_ITER", 5)
+    distiller = distiller_of(*schedule, f"{TERMS}SCORES", 1.0)
+    full = mimic_part(step(distiller_of(f"{TERMS}SCORES", 1.0)))
+    for iteration, share in enumerate([0, 0, 0.5, 1, 1, 0, 0]):
+        losses = mimic_part(at_iteration(distiller, iteration))
+        assert set(losses) == set(full)
+        for key, value in losses.items():
+            torch.testing.assert_close(value, share * full[key])
+
+
+def test_the_s_head_starts_later():
+    distiller = distiller_of(f"{M}STUDENT.START_ITER", 3)
+    keys = {"loss_student_cls", "loss_student_loc"}
+    before, after = at_iteration(distiller, 2), at_iteration(distiller, 3)
+    assert all(before[key] == 0 and after[key] > 0 for key in keys)
+    assert set(before) == set(after) == LOSS_KEYS | MIMIC_KEYS
+    for key in before.keys() - keys:
+        assert torch.equal(before[key], after[key])
+    sum(before[key] for key in keys).backward()
+    head = gradients_of(distiller.student.student_head)
+    assert all(g is not None and not g.any() for g in head.values())
+
+
+# ---------------------------------------------------------------- an average of the T-head
+
+EMA = (f"{M}MIMIC.TEACHER_EMA", 0.9)
+
+
+def test_the_average_follows_the_t_head():
+    distiller = distiller_of(*EMA)
+    head, averaged = distiller.student.roi_heads, distiller.student.averaged_teacher
+    values, expected = [4.0, 8.0, -1.0], 0.0
+    for count, value in enumerate(values):
+        head.box_deltas.bias.data.fill_(value)
+        at_iteration(distiller, count)
+        kept = min(0.9, (1 + count) / (10 + count)) if count else 0.0
+        expected = kept * expected + (1 - kept) * value
+        torch.testing.assert_close(averaged.head.box_deltas.bias, torch.full((4,), expected))
+    # A new run, perhaps from weights of an earlier one, begins with the T-head itself.
+    at_iteration(distiller, 0)
+    assert all(map(torch.equal, averaged.head.parameters(), head.parameters()))
+
+
+def test_the_average_is_what_is_imitated():
+    distiller = distiller_of(*EMA, f"{TERMS}SCORES", 1.0)
+    plain = step(distiller_of(f"{TERMS}SCORES", 1.0))
+    first = at_iteration(distiller, 0)  # where both are alike
+    for key, value in plain.items():
+        assert torch.equal(first[key], value), key
+    averaged = distiller.student.averaged_teacher
+    averaged.decay = 1 - 1e-9
+    averaged.steps.fill_(10**12)  # it stays where it is
+    for p in distiller.student.roi_heads.parameters():
+        p.data.mul_(-0.5)
+    later = at_iteration(distiller, 1)
+    for key in mimic_part(first):
+        torch.testing.assert_close(later[key], first[key])
+    assert later["loss_teacher_cls"] != first["loss_teacher_cls"]
+    sum(later.values()).backward()
+    assert not any(p.requires_grad for p in averaged.parameters())
+
+
+def test_the_average_is_not_run_before_the_start():
+    distiller = distiller_of(*EMA, f"{M}MIMIC.START_ITER", 2)
+    averaged = distiller.student.averaged_teacher
+    calls = count_calls(averaged.head.class_logits)
+    at_iteration(distiller, 0)
+    assert calls == [0] and averaged.steps == 1  # it follows all the same
+    at_iteration(distiller, 2)
+    assert calls == [1]
+
+
+def test_inference_and_student_files_have_no_average(tmp_path):
+    model = small_model(*EMA)
+    assert any(key.startswith("averaged_teacher.") for key in model.state_dict())
+    assert not [k for k in copy_for_inference(model.eval()).state_dict() if "averaged" in k]
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    target = str(tmp_path / "student.pth")
+    extract_student(small_cfg(*EMA), ["a", "b", "c"], str(tmp_path / "model.pth"), target)
+    names = torch.load(target, weights_only=True)["model"]
+    assert {name.split(".")[0] for name in names} == {
+        "backbone",
+        "proposal_generator",
+        "student_head",
+    }
+    load_weights(small_model(*EMA), target)  # for inference it is complete

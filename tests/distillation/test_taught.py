@@ -177,6 +177,8 @@ def test_weight_over_time():
     term = Term(method, None, loss_weight=4.0, warmup_iters=4, stop_iter=6)
     assert [term.weight(i) for i in range(8)] == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 0.0, 0.0]
     assert [Term(method).weight(i) for i in (0, 10**6)] == [1.0, 1.0]
+    later = Term(method, None, loss_weight=4.0, start_iter=2, warmup_iters=2, stop_iter=5)
+    assert [later.weight(i) for i in range(6)] == [0.0, 0.0, 2.0, 4.0, 4.0, 0.0]
 
 
 def test_warm_up_and_stop_follow_the_trainers_iteration(folder):
@@ -355,6 +357,7 @@ def test_scores_that_are_read_otherwise_do_not_compare(tmp_path):
             "INHERIT needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS",
         ),
         ({"SoftLabels__STOP_ITER": -1}, "SoftLabels.STOP_ITER is -1, below 0"),
+        ({"SoftLabels__STOP_ITER": 3, "SoftLabels__START_ITER": 3}, "STOP_ITER 3 must be above"),
         ({"SoftLabels__TEMPERATURE": 0.0}, "SoftLabels.TEMPERATURE must be above 0"),
         ({"SoftLabels__SAMPLES": "some"}, "SoftLabels.SAMPLES must be one of positives, all"),
     ],

@@ -31,7 +31,7 @@ class MimicCheckpointer(DetectionCheckpointer):
     """
 
     # Parameters that training needs and inference does not.
-    TRAINING_ONLY = ("roi_heads.",)
+    TRAINING_ONLY = ("roi_heads.", "averaged_teacher.")
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = False, **kwargs):
         """

@@ -111,6 +111,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.STUDENT.REG_NORMALIZER = "mined"
     _C.STUDENT.CLS_LOSS_WEIGHT = 1.0
     _C.STUDENT.REG_LOSS_WEIGHT = 1.0
+    # Before this iteration both losses of the S-head are 0. Not in the paper.
+    _C.STUDENT.START_ITER = 0
 
     # ---------------------------------------------------------------- T-head, the teacher (3.3)
     _C.TEACHER = CN()
@@ -131,6 +133,15 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.MIMIC.LOSS_WEIGHT = 1.0
     # True: no gradient of the mimic loss reaches the T-head. Not in the paper.
     _C.MIMIC.DETACH_TEACHER = True
+    # Before START_ITER the mimic loss is 0; then its factor grows in a straight line from 0 over
+    # WARMUP_ITERS iterations (0: it does not); from STOP_ITER on it is 0 (0: it stays to the end).
+    # Not in the paper.
+    _C.MIMIC.START_ITER = 0
+    _C.MIMIC.WARMUP_ITERS = 0
+    _C.MIMIC.STOP_ITER = 0
+    # Above 0: the S-head imitates an exponential moving average of the T-head, which keeps this
+    # share of itself in an iteration. Not in the paper.
+    _C.MIMIC.TEACHER_EMA = 0.0
     # Factor of each term, loss_mimic_<term>; 0: without it. All are means over the same boxes.
     _C.MIMIC.TERMS = CN()
     # The paper's: the heads' logits and regression features; SHARED in place of both where the

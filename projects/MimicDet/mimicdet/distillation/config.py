@@ -46,7 +46,10 @@ def add_distillation_config(cfg: CN) -> None:
         _C[name] = CN()
         # Factor of each of its losses.
         _C[name].LOSS_WEIGHT = 1.0
-        # The factor grows in a straight line from 0 over so many iterations; 0: it does not.
+        # Before this iteration the losses are 0.
+        _C[name].START_ITER = 0
+        # From there the factor grows in a straight line from 0 over so many iterations; 0: it does
+        # not.
         _C[name].WARMUP_ITERS = 0
         # From this iteration on the losses are 0; 0: they stay to the end.
         _C[name].STOP_ITER = 0
@@ -105,6 +108,11 @@ def _check_entry(cfg: CN, entry: str) -> list[str]:
     except (KeyError, ValueError) as error:  # of a merge of configs, which says which key
         return [f"DISTILLATION.LABELS.{label}, for {name}: {error.args[0]}"]
     source = f"LABELS.{label}" if label else name
+    if 0 < settings.STOP_ITER <= settings.START_ITER:
+        return [
+            f"DISTILLATION.{source}.STOP_ITER {settings.STOP_ITER} must be above START_ITER "
+            f"{settings.START_ITER}"
+        ]
     return [
         f"DISTILLATION.{source}.{key} is {settings[key]}, below 0"
         for key in SCHEDULE

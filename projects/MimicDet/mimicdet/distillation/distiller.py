@@ -31,6 +31,7 @@ class Term:
     method: DistillationMethod
     teacher: FrozenTeacher | None = None  # None: the student's own second head (MimicDet)
     loss_weight: float = 1.0
+    start_iter: int = 0
     warmup_iters: int = 0
     stop_iter: int = 0
     label: str = ""  # tells the losses and metrics of a method's second term from its first's
@@ -41,13 +42,15 @@ class Term:
         return {f"{name}{suffix}": value for name, value in values.items()}
 
     def weight(self, iteration: int) -> float:
-        """The factor of the losses; it reaches loss_weight in iteration warmup_iters - 1."""
-        if self.stopped(iteration):
+        """The factor of the losses; it reaches loss_weight after warmup_iters iterations."""
+        if self.idle(iteration):
             return 0.0
-        return self.loss_weight * min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
+        done = iteration + 1 - self.start_iter
+        return self.loss_weight * min(1.0, done / max(self.warmup_iters, 1))
 
-    def stopped(self, iteration: int) -> bool:
-        return 0 < self.stop_iter <= iteration
+    def idle(self, iteration: int) -> bool:
+        """Whether the method has not started yet or has stopped."""
+        return iteration < self.start_iter or 0 < self.stop_iter <= iteration
 
 
 class Distiller(nn.Module):
@@ -56,7 +59,7 @@ class Distiller(nn.Module):
 
     It wraps the student as a module, so that DistributedDataParallel sees one forward with all
     parameters that train, the methods' adaptation layers included. Evaluation is the student's. A
-    teacher runs at most once a step, and not at all where its methods have stopped.
+    teacher runs at most once a step, and not at all while its methods are idle.
     """
 
     def __init__(
@@ -104,8 +107,8 @@ class Distiller(nn.Module):
         iteration = storage.iter if storage else 0
         seen: dict[FrozenTeacher | None, DetectorTensors] = {None: student}
         for term in self.terms:
-            if term.stopped(iteration):
-                _add(losses, term.method.stopped(self.student.device), term, iteration)
+            if term.idle(iteration):
+                _add(losses, term.method.zeros(self.student.device), term, iteration)
                 continue
             if term.teacher not in seen:
                 seen[term.teacher] = term.teacher(batched_inputs)
@@ -193,7 +196,7 @@ def _mimic_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
     method = DISTILLATION_REGISTRY.get("HeadMimic")(cfg, adapter.layout, teacher_layout)
     if teacher is not None:
         check_pair([method], adapter, teacher.adapter, teacher.source)
-    return [Term(method, teacher, keys.MIMIC.LOSS_WEIGHT)]
+    return [Term(method, teacher, **_schedule(keys.MIMIC))]
 
 
 def _taught_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
@@ -204,8 +207,7 @@ def _taught_terms(cfg: CfgNode, adapter: DetectorAdapter) -> list[Term]:
         name, label = split_entry(entry)
         own_cfg = with_label(cfg, entry)
         method = DISTILLATION_REGISTRY.get(name)(own_cfg, adapter.layout, teacher.adapter.layout)
-        settings = settings_of(own_cfg, type(method))
-        schedule = {key.lower(): settings[key] for key in SCHEDULE}
+        schedule = _schedule(settings_of(own_cfg, type(method)))
         terms.append(Term(method, teacher, **schedule, label=label))
     check_pair([term.method for term in terms], adapter, teacher.adapter, teacher.source)
     return terms
@@ -228,3 +230,8 @@ def inherit_from_teacher(cfg: CfgNode, distiller: Distiller, model: nn.Module) -
     taught = cfg.DISTILLATION.METHODS  # their terms come last
     teacher = distiller.terms[-1].teacher if taught else _build_taught_teacher(cfg)
     inherit(model, teacher.model, teacher.source)
+
+
+def _schedule(node: CfgNode) -> dict[str, Any]:
+    """The keys of SCHEDULE in a node of settings, as arguments of Term."""
+    return {key.lower(): node[key] for key in SCHEDULE}

@@ -1,8 +1,8 @@
 """
 How far two heads are apart, box by box: pure functions, not weighted and not reduced.
 
-Each takes the student's and the teacher's side of b boxes and returns (b,), 0 where they agree. Half
-precision is computed in float32.
+Each takes the student's and the teacher's side of b boxes and returns (b,), 0 where they agree.
+Half precision is computed in float32.
 """
 
 from collections.abc import Callable

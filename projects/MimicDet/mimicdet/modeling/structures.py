@@ -129,6 +129,7 @@ class TrainingTensors:
     student: HeadPredictions | None  # at the boxes sampled for the T-head; None: no S-head
     teacher: HeadPredictions | None  # the same boxes, same order; None: no T-head here
     query: BoxQuery  # those boxes, for a teacher that lives elsewhere (Table 5)
+    maps: dict[str, Tensor]  # all of the backbone's by name, which the T-head reads
     labelled: LabelledBoxes  # the same, image after image, with their objects
 
 

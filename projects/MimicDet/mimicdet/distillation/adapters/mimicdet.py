@@ -91,7 +91,8 @@ class MimicDetStudentTensors(MimicDetTensors):
     def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
         if self._step.teacher is None or query is not self._step.query:
             raise self._lacks("box_head_predictions_at for boxes that it did not sample itself")
-        return self._step.teacher
+        averaged = self._model.averaged_teacher
+        return averaged.predict(self._step.maps, query) if averaged else self._step.teacher
 
 
 class MimicDetTeacherTensors(MimicDetTensors):

@@ -16,7 +16,7 @@ default_config has a node DISTILLATION.<its name> in every config made after its
 """
 
 # Keys that every method has: default_config may set the first, see config.add_distillation_config.
-SCHEDULE = ("LOSS_WEIGHT", "WARMUP_ITERS", "STOP_ITER")
+SCHEDULE = ("LOSS_WEIGHT", "START_ITER", "WARMUP_ITERS", "STOP_ITER")
 
 
 class DistillationMethod(nn.Module):
@@ -67,7 +67,7 @@ class DistillationMethod(nn.Module):
         """Readable numbers about the step, for the logs, from forward's losses; none by default."""
         return {}
 
-    def stopped(self, device: torch.device) -> dict[str, Tensor]:
+    def zeros(self, device: torch.device) -> dict[str, Tensor]:
         """Zeros that still reach every parameter: DistributedDataParallel waits for all of them."""
         zero = torch.zeros((), device=device)
         for parameter in self.parameters():

@@ -47,6 +47,11 @@ FIXED = {
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "MODEL.MIMICDET.STUDENT.HARD_MINING_TOPK": ("be at least 1", lambda x: x >= 1),
     "MODEL.MIMICDET.STUDENT.MAX_REG_POSITIVES": ("be at least 1", lambda x: x >= 1),
+    "MODEL.MIMICDET.STUDENT.START_ITER": ("not be below 0", lambda x: x >= 0),
+    "MODEL.MIMICDET.MIMIC.START_ITER": ("not be below 0", lambda x: x >= 0),
+    "MODEL.MIMICDET.MIMIC.WARMUP_ITERS": ("not be below 0", lambda x: x >= 0),
+    "MODEL.MIMICDET.MIMIC.STOP_ITER": ("not be below 0", lambda x: x >= 0),
+    "MODEL.MIMICDET.MIMIC.TEACHER_EMA": ("lie in [0, 1)", lambda x: 0 <= x < 1),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("be at least 1", lambda x: x >= 1),
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": ("be at least 1", lambda x: x >= 1),
     "MODEL.RPN.POST_NMS_TOPK_TEST": ("be at least 1", lambda x: x >= 1),
@@ -111,7 +116,7 @@ def check_mimicdet(cfg) -> list[str]:
         return []
     checks = (_check_values, _check_switches, _check_levels, _check_heads)
     if cfg.MODEL.MIMICDET.MIMIC.ENABLED:
-        checks += (_check_mimic,)
+        checks += (_check_mimic, _check_schedule)
     return [problem for check in checks for problem in check(cfg)]
 
 
@@ -218,6 +223,25 @@ def _check_mimic(cfg) -> Iterator[str]:
         yield (
             f"MODEL.MIMICDET.MIMIC.ENABLED is True, but {', '.join(terms)} of MIMIC.TERMS are all "
             "0. LOSS_WEIGHT 0 logs the cosines without a mimic loss"
+        )
+
+
+def _check_schedule(cfg) -> Iterator[str]:
+    keys = cfg.MODEL.MIMICDET.MIMIC
+    if 0 < keys.STOP_ITER <= keys.START_ITER:
+        yield (
+            f"MODEL.MIMICDET.MIMIC.STOP_ITER {keys.STOP_ITER} must be above START_ITER "
+            f"{keys.START_ITER}"
+        )
+    if keys.TEACHER_EMA and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:
+        yield (
+            f"MODEL.MIMICDET.MIMIC.TEACHER_EMA {keys.TEACHER_EMA} needs TEACHER.ENABLED: a "
+            "separate teacher is frozen"
+        )
+    if keys.TEACHER_EMA and not keys.DETACH_TEACHER:
+        yield (
+            f"MODEL.MIMICDET.MIMIC.TEACHER_EMA {keys.TEACHER_EMA} needs DETACH_TEACHER: an average "
+            "has no gradient"
         )
 
 

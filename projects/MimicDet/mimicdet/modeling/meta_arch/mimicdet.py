@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...config import check_config
 from ...utils.errors import UserError, check_choice
+from ..heads.averaged_teacher import AveragedTeacher
 from ..heads.labels import BoxSampling
 from ..heads.settings import HeadSettings
 from ..heads.student_head import StudentHead
@@ -61,6 +62,8 @@ class MimicDet(nn.Module):
         vis_period: int = 0,
         eval_head: str = "student",
         mimics: bool = False,
+        student_start: int = 0,
+        teacher_decay: float = 0.0,
     ):
         """
         Args:
@@ -73,6 +76,9 @@ class MimicDet(nn.Module):
             eval_head: "student" or "teacher".
             mimics: the config asks for the mimic loss, which a Distiller adds: training without
                 one warns once.
+            student_start: the iteration before which the losses of the S-head are 0.
+            teacher_decay: above 0: an average of the T-head is kept and imitated, see
+                AveragedTeacher.
         """
         super().__init__()
         self.backbone = backbone
@@ -84,6 +90,8 @@ class MimicDet(nn.Module):
         self.input_format = input_format
         self.vis_period = vis_period
         self.mimics = mimics
+        self.student_start = student_start
+        self.averaged_teacher = AveragedTeacher(roi_heads, teacher_decay) if teacher_decay else None
         # Mixed precision of inference; optimize_for_inference sets it.
         self.autocast_dtype: torch.dtype | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -108,6 +116,8 @@ class MimicDet(nn.Module):
             "vis_period": cfg.VIS_PERIOD,
             "eval_head": keys.EVAL_HEAD,
             "mimics": keys.MIMIC.ENABLED,
+            "student_start": keys.STUDENT.START_ITER,
+            "teacher_decay": keys.MIMIC.TEACHER_EMA if keys.MIMIC.ENABLED else 0.0,
         }
 
     @property
@@ -154,6 +164,9 @@ class MimicDet(nn.Module):
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[dict[str, Tensor], TrainingTensors]:
         """The losses, and the tensors that a distillation adapter reads."""
+        iteration = get_event_storage().iter if has_event_storage() else 0
+        if self.averaged_teacher is not None:
+            self.averaged_teacher.follow(self.roi_heads, restart=iteration == 0)
         images = self.preprocess_image(batched_inputs)
         gt_instances = self._ground_truth(batched_inputs)
         features = self.backbone(images.tensor)
@@ -172,6 +185,8 @@ class MimicDet(nn.Module):
             student_losses, student = self.student_head.forward_training(
                 maps, refined.delta_maps, proposals, indices
             )
+            if iteration < self.student_start:
+                student_losses = {key: 0 * loss for key, loss in student_losses.items()}
             losses.update(student_losses)
         if self.roi_heads is not None:
             teacher = self.roi_heads.predict_proposals(features, sampled)
@@ -187,6 +202,7 @@ class MimicDet(nn.Module):
             student,
             teacher,
             query,
+            features,
             LabelledBoxes.of(sampled),
         )
 
