@@ -3,6 +3,7 @@
 import pytest
 from detectron2.modeling import build_model
 
+from mimicdet import build_distiller
 from mimicdet.config import check_config, load_config
 from mimicdet.modeling.heads.settings import HeadSettings
 from tests.helpers import small_cfg
@@ -63,6 +64,7 @@ PROBLEMS = [
     ((f"{M}MIMIC.STOP_ITER", -1), "MIMIC.STOP_ITER must not be below 0"),
     ((f"{M}MIMIC.START_ITER", 5, f"{M}MIMIC.STOP_ITER", 5), "STOP_ITER 5 must be above START_ITER"),
     ((f"{M}STUDENT.START_ITER", -1), "STUDENT.START_ITER must not be below 0"),
+    ((f"{M}MIMIC.MAX_BACKGROUND", 1.5), "MIMIC.MAX_BACKGROUND must lie in"),
     ((f"{M}MIMIC.TEACHER_EMA", 1.0), "MIMIC.TEACHER_EMA must lie in"),
     ((*SEPARATE, *TEACHER_OFF, f"{M}MIMIC.TEACHER_EMA", 0.9), "TEACHER_EMA 0.9 needs TEACHER.ENA"),
     ((f"{M}MIMIC.TEACHER_EMA", 0.9, f"{M}MIMIC.DETACH_TEACHER", False), "0.9 needs DETACH_TEACHER"),
@@ -122,6 +124,16 @@ def test_the_box_losses_weight_of_both_heads():
 def test_building_checks_first():
     with pytest.raises(ValueError, match="contradicts itself.*\n.*ALIGNMENT"):
         build_model(small_cfg(f"{M}STUDENT.ALIGNMENT", "magic"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("SAMPLES", "all"), ("WEIGHTING", ["luck"]), ("SCORE_LOSS", "l2"), ("BOX_LOSS", "l1")],
+)
+def test_names_of_the_mimic_loss(key, value):
+    cfg = small_cfg(f"{M}MIMIC.{key}", value)
+    with pytest.raises(ValueError, match=f"MIMIC.{key} must be one of"):
+        build_distiller(cfg, build_model(cfg))
 
 
 @pytest.mark.parametrize(

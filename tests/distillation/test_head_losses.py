@@ -11,6 +11,7 @@ from mimicdet.distillation.head_losses import (
     BOX_LOSSES,
     SCORE_LOSSES,
     binary_gap,
+    box_weights,
     delta_gap,
     giou_gap,
     softmax_gap,
@@ -106,3 +107,36 @@ def test_weighted_mean():
     for nothing in (weighted_mean(values, torch.zeros(3)), weighted_mean(values[:0])):
         assert nothing.item() == 0 and nothing.requires_grad
     assert weighted_mean(values[:0], torch.zeros(0)).item() == 0
+
+
+LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [1.0, 0.0, 0.0]])
+CLASSES = torch.tensor([0, 0, 2, 2])  # 2 is the background
+
+
+def test_all_boxes_count_alike_by_default():
+    assert box_weights(LOGITS, CLASSES, (), 1.0) is None
+
+
+def test_weights_by_confidence_are_the_probability_of_the_boxs_class():
+    expected = [softmax(row)[k] for row, k in zip(LOGITS.tolist(), CLASSES.tolist())]
+    weights = box_weights(LOGITS, CLASSES, ("confidence",), 1.0)
+    torch.testing.assert_close(weights, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("weighting", [("balanced",), ("confidence", "balanced")])
+def test_balanced_classes_have_one_sum(weighting):
+    classes = torch.tensor([0, 2, 2, 2])
+    weights = box_weights(LOGITS, classes, weighting, 1.0)
+    assert weights[0].item() == pytest.approx(1) and weights[1:].sum().item() == pytest.approx(1)
+    even = bool(torch.allclose(weights[1:], torch.full((3,), 1 / 3)))
+    assert even == (weighting == ("balanced",))
+
+
+def test_the_share_of_the_background():
+    classes = torch.tensor([0, 2, 2, 2])
+    for most, expected in ((0.0, 0.0), (0.2, 0.2), (0.5, 0.5), (0.9, 0.75)):
+        weights = box_weights(LOGITS, classes, (), most)
+        share = weights[1:].sum() / weights.sum()
+        assert share.item() == pytest.approx(expected) and weights[0] == 1
+    assert not box_weights(LOGITS, torch.full((4,), 2), (), 0.5).any()
+    assert len(box_weights(LOGITS[:0], CLASSES[:0], ("balanced", "confidence"), 0.5)) == 0

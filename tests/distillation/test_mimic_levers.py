@@ -10,7 +10,7 @@ from mimicdet.checkpoint import load_weights
 from mimicdet.checkpoint.student import extract_student
 from mimicdet.distillation import build_separate_teacher
 from mimicdet.export.optimize import copy_for_inference
-from mimicdet.modeling.losses import mimic_loss
+from mimicdet.modeling.losses import cosine_gap, mimic_loss
 from mimicdet.utils.errors import UserError
 from tests.helpers import (
     LOSS_KEYS,
@@ -235,3 +235,60 @@ def test_inference_and_student_files_have_no_average(tmp_path):
         "student_head",
     }
     load_weights(small_model(*EMA), target)  # for inference it is complete
+
+
+# ---------------------------------------------------------------- which boxes, and their weights
+
+
+def test_weights_of_boxes_weigh_every_term():
+    opts = (f"{TERMS}SCORES", 1.0, f"{TERMS}BOXES", 1.0)
+    distiller = distiller_of(*opts, f"{M}MIMIC.WEIGHTING", ["confidence"])
+    torch.manual_seed(0)
+    _, tensors = distiller.student.forward_training(INPUTS)
+    own, target, boxes = tensors.student, tensors.teacher, tensors.labelled
+    scores = target.pred_class_logits.softmax(dim=1)
+    weights = scores[torch.arange(len(scores)), boxes.gt_classes]
+    gap = cosine_gap(own.box_features, target.box_features)
+    losses, plain = step(distiller), step(distiller_of(*opts))
+    expected = (weights * gap).sum() / weights.sum()
+    torch.testing.assert_close(losses["loss_mimic_loc"], expected)
+    assert all(losses[key] != plain[key] for key in mimic_part(plain))
+
+
+def test_without_background():
+    distiller = distiller_of(f"{M}MIMIC.MAX_BACKGROUND", 0.0, f"{TERMS}SCORES", 1.0)
+    torch.manual_seed(0)
+    _, tensors = distiller.student.forward_training(INPUTS)
+    chosen = tensors.labelled.foreground(3)
+    assert 0 < chosen.sum() < len(chosen)
+    pair = (x.box_features[chosen] for x in (tensors.student, tensors.teacher))
+    losses = step(distiller)
+    torch.testing.assert_close(losses["loss_mimic_loc"], mimic_loss(*pair))
+    empty = mimic_part(step(distiller, EMPTY))
+    assert set(empty) == set(mimic_part(losses)) and not any(empty.values())
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_boxes_of_the_hard_mining_are_mimicked_too(sparse):
+    opts = (f"{M}STUDENT.HARD_MINING_TOPK", 20, f"{M}STUDENT.SPARSE", sparse)
+    more = distiller_of(*opts, f"{M}MIMIC.SAMPLES", "sampled_and_mined")
+    paper = distiller_of(*opts)
+    torch.manual_seed(0)
+    losses, tensors = more.student.forward_training(INPUTS)
+    torch.manual_seed(0)
+    plain, sampled = paper.student.forward_training(INPUTS)
+    assert set(plain) == set(losses)
+    for key, value in plain.items():  # what trains the heads is as before
+        torch.testing.assert_close(losses[key], value)
+    start = 0
+    for boxes, first in zip(tensors.query.boxes, sampled.query.boxes):
+        assert len(first) == 16 < len(boxes) <= 36 and torch.equal(boxes[:16], first)
+        assert len(boxes.unique(dim=0)) == len(boxes)
+        assert torch.equal(tensors.labelled.boxes[start : start + len(boxes)], boxes)
+        start += len(boxes)
+    assert len(tensors.student.box_features) == len(tensors.teacher.box_features) == start
+    # Both heads look at the same boxes, and so does the method.
+    model = more.student
+    again = model.roi_heads.predict(tensors.maps, tensors.query.boxes, tensors.query.levels)
+    torch.testing.assert_close(again.box_features, tensors.teacher.box_features)
+    assert set(step(more)) == LOSS_KEYS | MIMIC_KEYS == set(step(more, EMPTY))

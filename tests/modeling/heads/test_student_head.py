@@ -325,7 +325,7 @@ def test_training_twice_over_few_is_training_once_over_all():
             runs.append((len(x), x.requires_grad)) or predict(x)
         )
         torch.manual_seed(0)
-        losses, mimicked = head.forward_training(features, deltas, proposals, sampled)
+        losses, mimicked, _ = head.forward_training(features, deltas, proposals, sampled)
         (sum(losses.values()) + mimicked.box_features.square().sum()).backward()
         result = {**losses, **vars(mimicked)}
         result |= {f"grad {name}": p.grad for name, p in head.named_parameters()}

@@ -152,6 +152,14 @@ def add_mimicdet_config(cfg: CN) -> None:
     # Not in the paper: the T-head's class probabilities, and its boxes where there is an object.
     _C.MIMIC.TERMS.SCORES = 0.0
     _C.MIMIC.TERMS.BOXES = 0.0
+    # Boxes that are compared: "sampled" (for the T-head; the paper's), or "sampled_and_mined", with
+    # those that the S-head's hard mining chose.
+    _C.MIMIC.SAMPLES = "sampled"
+    # How much each box counts; empty: all alike, as in the paper. "confidence": by the teacher's
+    # probability of the box's own class; "balanced": every class has the same weight.
+    _C.MIMIC.WEIGHTING = []
+    # The background's share of all weights at most; 0: boxes with an object alone.
+    _C.MIMIC.MAX_BACKGROUND = 1.0
     # Of SCORES: "softmax" (cross-entropy) or "binary" (class by class, BCKD), either one weighted
     # by the difference of the two heads' probabilities.
     _C.MIMIC.SCORE_LOSS = "softmax"

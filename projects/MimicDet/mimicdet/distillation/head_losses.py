@@ -5,7 +5,7 @@ Each takes the student's and the teacher's side of b boxes and returns (b,), 0 w
 Half precision is computed in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,41 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Box2BoxTransform], Tenso
     "giou": giou_gap,
     "smooth_l1": delta_gap,
 }
+
+
+WEIGHTINGS = ("confidence", "balanced")
+
+
+@torch.no_grad()
+def box_weights(
+    teacher: Tensor, gt_classes: Tensor, weighting: Collection[str], max_background: float
+) -> Tensor | None:
+    """
+    How much each box counts in a mean. Not in the paper, where all count alike: None.
+
+    Args:
+        teacher: (b, K + 1) logits; gt_classes: (b,) int64 in [0, K], K the background.
+        weighting: names of WEIGHTINGS. "confidence": the teacher's probability of the box's own
+            class; "balanced": classes, background among them, have one sum each.
+        max_background: the largest share of the background in the sum of all weights.
+
+    Returns:
+        (b,), 0 or more.
+    """
+    if not weighting and max_background >= 1:
+        return None
+    weights = _log_scores(teacher).exp().gather(1, gt_classes[:, None]).squeeze(1)
+    if "confidence" not in weighting:
+        weights = torch.ones_like(weights)
+    if "balanced" in weighting:
+        sums = weights.new_zeros(teacher.shape[1]).index_add(0, gt_classes, weights)
+        weights = weights / sums[gt_classes].clamp(min=1e-12)
+    if max_background < 1:
+        background = gt_classes == teacher.shape[1] - 1
+        most = weights[~background].sum() * max_background / (1 - max_background)
+        factor = most / weights[background].sum().clamp(min=1e-12)
+        weights = torch.where(background, weights * factor.clamp(max=1), weights)
+    return weights
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:

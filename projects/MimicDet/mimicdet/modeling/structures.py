@@ -126,7 +126,7 @@ class TrainingTensors:
     anchor_labels: AnchorLabels
     gt_instances: list[Instances]  # N
     image_sizes: list[tuple[int, int]]  # N x (height, width) before padding
-    student: HeadPredictions | None  # at the boxes sampled for the T-head; None: no S-head
+    student: HeadPredictions | None  # at the boxes that are mimicked; None: no S-head
     teacher: HeadPredictions | None  # the same boxes, same order; None: no T-head here
     query: BoxQuery  # those boxes, for a teacher that lives elsewhere (Table 5)
     maps: dict[str, Tensor]  # all of the backbone's by name, which the T-head reads

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...modeling.losses import cosine_gap
 from ...modeling.structures import HeadPredictions, LabelledBoxes
-from ...utils.errors import check_choice
-from ..head_losses import BOX_LOSSES, SCORE_LOSSES, weighted_mean
+from ...utils.errors import check_choice, check_choices
+from ..head_losses import BOX_LOSSES, SCORE_LOSSES, WEIGHTINGS, box_weights, weighted_mean
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DISTILLATION_REGISTRY, DistillationMethod
 
@@ -54,7 +54,9 @@ class HeadMimic(DistillationMethod):
         terms: Mapping[str, float] | None = None,
         score_loss: str = "softmax",
         box_loss: str = "giou",
-        box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        weighting: Sequence[str] = (),
+        max_background: float = 1.0,
     ):
         """
         Args:
@@ -63,11 +65,13 @@ class HeadMimic(DistillationMethod):
             terms: factor of each term, 0: without it; None: those of Eq. 1. Of CLS, LOC and SHARED
                 those count that the heads have.
             score_loss: a name of SCORE_LOSSES; box_loss: of BOX_LOSSES.
-            box_weights: of both heads' deltas, as Box2BoxTransform takes them.
+            delta_weights: of both heads' deltas, as Box2BoxTransform takes them.
+            weighting, max_background: how much each box counts, see head_losses.box_weights.
         """
         super().__init__()
         check_choice("MODEL.MIMICDET.MIMIC.SCORE_LOSS", score_loss, SCORE_LOSSES)
         check_choice("MODEL.MIMICDET.MIMIC.BOX_LOSS", box_loss, BOX_LOSSES)
+        check_choices("MODEL.MIMICDET.MIMIC.WEIGHTING", weighting, WEIGHTINGS)
         self.detach_teacher = detach_teacher
         self.compared = FEATURE_TERMS[dual_path]
         terms = dict.fromkeys(self.compared, 1.0) if terms is None else terms
@@ -75,8 +79,9 @@ class HeadMimic(DistillationMethod):
         self.loss_names = tuple(f"loss_mimic_{name.lower()}" for name in self.terms)
         self.score_gap = SCORE_LOSSES[score_loss]
         self.box_gap = BOX_LOSSES[box_loss]
-        self.box2box_transform = Box2BoxTransform(tuple(box_weights))
-        if "BOXES" in self.terms:
+        self.box2box_transform = Box2BoxTransform(tuple(delta_weights))
+        self.weighs = (weighting, max_background) if weighting or max_background < 1 else ()
+        if "BOXES" in self.terms or self.weighs:
             self.needs_student |= {"query_labels"}
         self._cosines: dict[str, Tensor] = {}  # of the last step, for the logs
 
@@ -89,7 +94,9 @@ class HeadMimic(DistillationMethod):
             "terms": dict(keys.MIMIC.TERMS),
             "score_loss": keys.MIMIC.SCORE_LOSS,
             "box_loss": keys.MIMIC.BOX_LOSS,
-            "box_weights": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
+            "delta_weights": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
+            "weighting": keys.MIMIC.WEIGHTING,
+            "max_background": keys.MIMIC.MAX_BACKGROUND,
         }
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
@@ -99,26 +106,36 @@ class HeadMimic(DistillationMethod):
         if self.detach_teacher:  # the one place where the student's own T-head is detached
             target = HeadPredictions(*(x.detach() for x in vars(target).values()))
         self._keep_cosines(own, target)
+        weights = None
+        if self.weighs:
+            classes = student.query_labels.gt_classes
+            weights = box_weights(target.pred_class_logits, classes, *self.weighs)
         losses = {}
         for term, factor in self.terms.items():
             if term in self.compared:
                 output = self.compared[term]
-                loss = weighted_mean(cosine_gap(getattr(own, output), getattr(target, output)))
+                gap = cosine_gap(getattr(own, output), getattr(target, output))
+                loss = weighted_mean(gap, weights)
             elif term == "SCORES":
                 gap = self.score_gap(own.pred_class_logits, target.pred_class_logits)
-                loss = weighted_mean(gap)
+                loss = weighted_mean(gap, weights)
             else:
-                loss = self._box_loss(own, target, student.query_labels)
+                loss = self._box_loss(own, target, student.query_labels, weights)
             losses[f"loss_mimic_{term.lower()}"] = factor * loss
         return losses
 
     def _box_loss(
-        self, own: HeadPredictions, target: HeadPredictions, boxes: LabelledBoxes
+        self,
+        own: HeadPredictions,
+        target: HeadPredictions,
+        boxes: LabelledBoxes,
+        weights: Tensor | None,
     ) -> Tensor:
         """Over the boxes with an object: the T-head's deltas of others learn nothing."""
         chosen = boxes.foreground(own.pred_class_logits.shape[1] - 1)
         deltas = own.pred_box_deltas[chosen], target.pred_box_deltas[chosen]
-        return weighted_mean(self.box_gap(*deltas, boxes.boxes[chosen], self.box2box_transform))
+        gap = self.box_gap(*deltas, boxes.boxes[chosen], self.box2box_transform)
+        return weighted_mean(gap, None if weights is None else weights[chosen])
 
     @torch.no_grad()
     def _keep_cosines(self, own: HeadPredictions, target: HeadPredictions) -> None:

@@ -30,6 +30,7 @@ from .settings import HeadSettings
 INITS = ("gaussian", "he")
 OFFSET_INITS = ("random", "box")
 REG_NORMALIZERS = ("mined", "positives")
+MIMIC_SAMPLES = ("sampled", "sampled_and_mined")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class StudentTraining:
     hard_mining_topk: int  # boxes an image that train the classification
     max_reg_positives: int  # positives an image that train the regression
     reg_normalizer: str = "mined"  # a name of REG_NORMALIZERS
+    mimic_mined: bool = False  # the hardest boxes are mimicked too
 
 
 class StudentHead(nn.Module):
@@ -99,8 +101,9 @@ class StudentHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        keys = cfg.MODEL.MIMICDET.STUDENT
+        keys, mimic = cfg.MODEL.MIMICDET.STUDENT, cfg.MODEL.MIMICDET.MIMIC
         levels = [input_shape[name] for name in cfg.MODEL.RPN.IN_FEATURES]
+        check_choice("MODEL.MIMICDET.MIMIC.SAMPLES", mimic.SAMPLES, MIMIC_SAMPLES)
         check_choice("MODEL.MIMICDET.STUDENT.OFFSET_INIT", keys.OFFSET_INIT, OFFSET_INITS)
         return {
             "in_channels": levels[0].channels,
@@ -115,7 +118,10 @@ class StudentHead(nn.Module):
                 delta_weights=tuple(cfg.MODEL.RPN.BBOX_REG_WEIGHTS),
             ),
             "training": StudentTraining(
-                keys.HARD_MINING_TOPK, keys.MAX_REG_POSITIVES, keys.REG_NORMALIZER
+                keys.HARD_MINING_TOPK,
+                keys.MAX_REG_POSITIVES,
+                keys.REG_NORMALIZER,
+                mimic.ENABLED and mimic.SAMPLES == "sampled_and_mined",
             ),
             "feature_dim": keys.FEATURE_DIM,
             "dual_path": keys.DUAL_PATH,
@@ -189,7 +195,7 @@ class StudentHead(nn.Module):
         delta_maps: list[Tensor],
         proposals: list[Instances],
         sampled: list[Tensor],
-    ) -> tuple[dict[str, Tensor], HeadPredictions]:
+    ) -> tuple[dict[str, Tensor], HeadPredictions, list[Tensor]]:
         """
         The losses over the proposal set, and the predictions that are mimicked.
 
@@ -203,7 +209,8 @@ class StudentHead(nn.Module):
 
         Returns:
             loss_student_cls over each image's hardest boxes and loss_student_loc over a random
-            sample of its positives (4.1); the predictions at the sampled boxes, (sum of bi, ...).
+            sample of its positives (4.1); the predictions at the mimicked boxes; N x their indices,
+            which are `sampled`, and behind them the hardest where mimic_mined says so.
         """
         boxes, counts = LabelledBoxes.of(proposals), [len(x) for x in proposals]
         locations = [x.locations for x in proposals]
@@ -214,7 +221,8 @@ class StudentHead(nn.Module):
             predictions = self(features, delta_maps, locations)
             logits = predictions.pred_class_logits
         mined, positive = self.select(logits, boxes, counts)
-        mimicked = flat_indices(sampled, counts)
+        queried = _joined(sampled, mined, counts) if self.selection.mimic_mined else sampled
+        mimicked = flat_indices(queried, counts)
         used, index = torch.cat([mined, positive, mimicked]).unique(return_inverse=True)
         if self.sparse:
             images = image_indices(counts, used.device)[used]
@@ -224,7 +232,7 @@ class StudentHead(nn.Module):
             predictions = predictions.select(used)
         mined, positive, mimicked = index.split([len(mined), len(positive), len(mimicked)])
         losses = self.losses(predictions, boxes.select(used), mined, positive)
-        return losses, predictions.select(mimicked)
+        return losses, predictions.select(mimicked), queried
 
     def losses(
         self, predictions: HeadPredictions, boxes: LabelledBoxes, mined: Tensor, positive: Tensor
@@ -278,3 +286,19 @@ class StudentHead(nn.Module):
             start += count
         mined = torch.cat(mined)
         return mined[boxes.gt_classes[mined] >= 0], torch.cat(positive)
+
+
+def _joined(sampled: list[Tensor], mined: Tensor, counts: list[int]) -> list[Tensor]:
+    """
+    Each image's sampled boxes, then those of its mined ones that were not sampled.
+
+    Args:
+        sampled: N x (bi,) indices into the image's boxes; mined: indices into those of all images.
+        counts: how many boxes each image has.
+    """
+    joined, start = [], 0
+    for own, count in zip(sampled, counts):
+        hard = mined[(mined >= start) & (mined < start + count)] - start
+        joined.append(torch.cat([own, hard[~torch.isin(hard, own)]]))
+        start += count
+    return joined

@@ -51,6 +51,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "MODEL.MIMICDET.MIMIC.START_ITER": ("not be below 0", lambda x: x >= 0),
     "MODEL.MIMICDET.MIMIC.WARMUP_ITERS": ("not be below 0", lambda x: x >= 0),
     "MODEL.MIMICDET.MIMIC.STOP_ITER": ("not be below 0", lambda x: x >= 0),
+    "MODEL.MIMICDET.MIMIC.MAX_BACKGROUND": ("lie in [0, 1]", lambda x: 0 <= x <= 1),
     "MODEL.MIMICDET.MIMIC.TEACHER_EMA": ("lie in [0, 1)", lambda x: 0 <= x < 1),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("be at least 1", lambda x: x >= 1),
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": ("be at least 1", lambda x: x >= 1),

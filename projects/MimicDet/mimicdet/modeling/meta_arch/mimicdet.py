@@ -29,7 +29,7 @@ from ..layers import PyramidReader
 from ..postprocess import rescale_detections
 from ..proposal_generator.picture import draw_proposals
 from ..proposal_generator.refinement import RefinementModule
-from ..structures import BoxQuery, LabelledBoxes, ModelOutputs, TrainingTensors
+from ..structures import BoxQuery, LabelledBoxes, ModelOutputs, TrainingTensors, flat_indices
 
 EVAL_HEADS = ("student", "teacher")
 
@@ -181,18 +181,25 @@ class MimicDet(nn.Module):
         indices = self.sampling.sample([x.gt_classes for x in proposals])
         sampled = [x[index] for x, index in zip(proposals, indices)]
         student = teacher = None
+        queried = indices
         if self.student_head is not None:
-            student_losses, student = self.student_head.forward_training(
+            student_losses, student, queried = self.student_head.forward_training(
                 maps, refined.delta_maps, proposals, indices
             )
             if iteration < self.student_start:
                 student_losses = {key: 0 * loss for key, loss in student_losses.items()}
             losses.update(student_losses)
+        mimicked = [x[index] for x, index in zip(proposals, queried)]
         if self.roi_heads is not None:
-            teacher = self.roi_heads.predict_proposals(features, sampled)
-            losses.update(self.roi_heads.losses(teacher, sampled))
+            # Sampled boxes, which alone train the T-head, come first in every image.
+            teacher = self.roi_heads.predict_proposals(features, mimicked)
+            training = teacher
+            if queried is not indices:
+                first = [torch.arange(len(x), device=x.device) for x in indices]
+                training = teacher.select(flat_indices(first, [len(x) for x in queried]))
+            losses.update(self.roi_heads.losses(training, sampled))
         self._log(labels.positives_per_level, proposals, sampled)
-        query = BoxQuery([x.proposal_boxes.tensor for x in sampled], [x.levels for x in sampled])
+        query = BoxQuery([x.proposal_boxes.tensor for x in mimicked], [x.levels for x in mimicked])
         return losses, TrainingTensors(
             maps,
             refined,
@@ -203,7 +210,7 @@ class MimicDet(nn.Module):
             teacher,
             query,
             features,
-            LabelledBoxes.of(sampled),
+            LabelledBoxes.of(mimicked),
         )
 
     @torch.no_grad()
