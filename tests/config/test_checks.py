@@ -128,7 +128,13 @@ def test_building_checks_first():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("SAMPLES", "all"), ("WEIGHTING", ["luck"]), ("SCORE_LOSS", "l2"), ("BOX_LOSS", "l1")],
+    [
+        ("SAMPLES", "all"),
+        ("WEIGHTING", ["luck"]),
+        ("SCORE_LOSS", "l2"),
+        ("FEATURE_LOSS", "l1"),
+        ("BOX_LOSS", "l1"),
+    ],
 )
 def test_names_of_the_mimic_loss(key, value):
     cfg = small_cfg(f"{M}MIMIC.{key}", value)
@@ -149,6 +155,7 @@ def test_names_of_the_mimic_loss(key, value):
         (f"{M}TEACHER.HEAD", "light", f"{M}STUDENT.DUAL_PATH", False),
         # Features that nobody mimics need not be of one width.
         (*MIMIC_OFF, f"{M}STUDENT.FEATURE_DIM", 99),
+        (f"{M}MIMIC.PROJECTOR", True, f"{M}STUDENT.FEATURE_DIM", 99),
     ],
 )
 def test_sound_configs_pass(opts):

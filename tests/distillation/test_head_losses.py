@@ -9,12 +9,16 @@ from torch import Tensor
 
 from mimicdet.distillation.head_losses import (
     BOX_LOSSES,
+    FEATURE_LOSSES,
     SCORE_LOSSES,
+    absolute_gap,
     binary_gap,
     box_weights,
     delta_gap,
     giou_gap,
     softmax_gap,
+    squared_gap,
+    standardized_gap,
     weighted_mean,
 )
 
@@ -140,3 +144,39 @@ def test_the_share_of_the_background():
         assert share.item() == pytest.approx(expected) and weights[0] == 1
     assert not box_weights(LOGITS, torch.full((4,), 2), (), 0.5).any()
     assert len(box_weights(LOGITS[:0], CLASSES[:0], ("balanced", "confidence"), 0.5)) == 0
+
+
+# ---------------------------------------------------------------- features
+
+
+def test_standardized_features_are_pearsons_correlation():
+    student, teacher = random(9, 5), random(9, 5, seed=1)
+    r = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(student.T, teacher.T)]
+    expected = 1 - torch.stack(r).mean()
+    loss = standardized_gap(student, teacher).mean()
+    torch.testing.assert_close(loss, expected)
+    # Neither scale nor offset of a channel matters.
+    moved = student * torch.tensor([1.0, 2.0, 9.0, 0.5, 3.0]) + random(5, seed=2)
+    torch.testing.assert_close(standardized_gap(moved, teacher).mean(), expected)
+
+
+def test_features_of_no_box_of_one_and_of_a_dead_channel():
+    for boxes in (0, 1, 4):
+        student = random(boxes, 3).requires_grad_()
+        dead = student * torch.tensor([1.0, 0.0, 1.0])
+        value = standardized_gap(dead, random(boxes, 3, seed=1)).sum()
+        value.backward()
+        assert value.isfinite() and student.grad.isfinite().all()
+
+
+def test_squared_and_absolute_differences():
+    student, teacher = torch.tensor([[3.0, 0.5]]), torch.zeros(1, 2)
+    assert squared_gap(student, teacher).item() == pytest.approx((9 + 0.25) / 4)
+    assert absolute_gap(student, teacher).item() == pytest.approx((2.5 + 0.125) / 2)
+
+
+@pytest.mark.parametrize("loss", FEATURE_LOSSES.values())
+def test_features_that_agree(loss):
+    x = random(6, 5).bfloat16()
+    assert loss(x, x).abs().max() < 1e-6 and loss(x, x).dtype == torch.float32
+    assert loss(x, random(6, 5, seed=1).bfloat16()).shape == (6,)

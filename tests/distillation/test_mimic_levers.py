@@ -9,6 +9,7 @@ from mimicdet import build_distiller
 from mimicdet.checkpoint import load_weights
 from mimicdet.checkpoint.student import extract_student
 from mimicdet.distillation import build_separate_teacher
+from mimicdet.distillation.head_losses import FEATURE_LOSSES
 from mimicdet.export.optimize import copy_for_inference
 from mimicdet.modeling.losses import cosine_gap, mimic_loss
 from mimicdet.utils.errors import UserError
@@ -292,3 +293,41 @@ def test_boxes_of_the_hard_mining_are_mimicked_too(sparse):
     again = model.roi_heads.predict(tensors.maps, tensors.query.boxes, tensors.query.levels)
     torch.testing.assert_close(again.box_features, tensors.teacher.box_features)
     assert set(step(more)) == LOSS_KEYS | MIMIC_KEYS == set(step(more, EMPTY))
+
+
+# ---------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize("name", ["standardized", "l2", "smooth_l1"])
+def test_features_by_another_loss(name):
+    distiller = distiller_of(f"{M}MIMIC.FEATURE_LOSS", name)
+    losses = step(distiller)
+    assert losses["loss_mimic_loc"] != step(distiller_of())["loss_mimic_loc"]
+    torch.manual_seed(0)
+    _, tensors = distiller.student.forward_training(INPUTS)
+    pair = (x.box_features for x in (tensors.student, tensors.teacher))
+    torch.testing.assert_close(losses["loss_mimic_loc"], FEATURE_LOSSES[name](*pair).mean())
+    assert set(step(distiller, EMPTY)) == LOSS_KEYS | MIMIC_KEYS
+
+
+def test_a_projector_begins_as_the_identity_and_trains():
+    distiller, plain = distiller_of(f"{M}MIMIC.PROJECTOR", True), distiller_of()
+    losses, without = step(distiller), step(plain)
+    for key, value in without.items():
+        torch.testing.assert_close(losses[key], value)
+    sum(losses.values()).backward()
+    names = {n for n, p in distiller.methods.named_parameters() if p.grad.any()}
+    assert names == {f"0.projectors.box_features.{x}" for x in ("weight", "bias")}
+    assert distiller.student.state_dict().keys() == plain.student.state_dict().keys()
+
+
+def test_a_projector_between_features_of_two_widths():
+    opts = (f"{M}MIMIC.PROJECTOR", True, f"{M}STUDENT.FEATURE_DIM", 10)
+    losses = step(distiller_of(*opts, f"{M}MIMIC.START_ITER", 1))
+    assert losses["loss_mimic_loc"] == 0
+    sum(losses.values()).backward()
+    distiller = distiller_of(*opts)
+    losses = step(distiller)
+    assert losses["loss_mimic_loc"] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)

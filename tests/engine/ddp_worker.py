@@ -40,7 +40,9 @@ def gradients(model: torch.nn.Module, rank: int) -> tuple[dict, list[str]]:
     with EventStorage():
         losses = model(batch(rank))
     sum(losses.values()).backward()
-    return {name: p.grad.clone() for name, p in plain.named_parameters()}, sorted(losses)
+    return {
+        name: p.grad.clone() for name, p in plain.named_parameters() if p.requires_grad
+    }, sorted(losses)
 
 
 def work(rank: int, config: str, opts: list[str], port: int, folder: str) -> None:

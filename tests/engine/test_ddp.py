@@ -9,9 +9,16 @@ from torch import multiprocessing
 from mimicdet.commands.train import main
 
 SPARSE_OFF = ["MODEL.MIMICDET.STUDENT.SPARSE", "False"]
+MIMIC = "MODEL.MIMICDET.MIMIC."
+# Rank 1, without an object, has no box to mimic.
+LEVERS = [
+    *(f"{MIMIC}TERMS.SCORES", "1.0", f"{MIMIC}TERMS.BOXES", "1.0", f"{MIMIC}PROJECTOR", "True"),
+    *(f"{MIMIC}MAX_BACKGROUND", "0.5", f"{MIMIC}TEACHER_EMA", "0.9"),
+    *(f"{MIMIC}SAMPLES", "sampled_and_mined", f"{MIMIC}FEATURE_LOSS", "standardized"),
+]
 
 
-@pytest.mark.parametrize("opts", [[], SPARSE_OFF], ids=["sparse", "dense"])
+@pytest.mark.parametrize("opts", [[], SPARSE_OFF, LEVERS], ids=["sparse", "dense", "levers"])
 def test_ddp_gradients_are_the_mean_of_the_processes_own(data, tmp_path, opts):
     arguments = (str(data.config), opts, tiny_run.free_port(), str(tmp_path))
     multiprocessing.spawn(ddp_worker.work, arguments, nprocs=2)

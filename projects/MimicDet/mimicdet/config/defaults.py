@@ -160,6 +160,13 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.MIMIC.WEIGHTING = []
     # The background's share of all weights at most; 0: boxes with an object alone.
     _C.MIMIC.MAX_BACKGROUND = 1.0
+    # Of CLS, LOC and SHARED: "cosine" (the paper's), "standardized" (PKD: each channel over the
+    # boxes), "l2" or "smooth_l1".
+    _C.MIMIC.FEATURE_LOSS = "cosine"
+    # A linear layer on the student's features before they are compared. It begins as the identity
+    # where FEATURE_DIM is FC_DIM, and lets the two differ. It is in training checkpoints, not in
+    # the model. Not in the paper.
+    _C.MIMIC.PROJECTOR = False
     # Of SCORES: "softmax" (cross-entropy) or "binary" (class by class, BCKD), either one weighted
     # by the difference of the two heads' probabilities.
     _C.MIMIC.SCORE_LOSS = "softmax"

@@ -14,6 +14,29 @@ from fvcore.nn import giou_loss
 from torch import Tensor
 
 from ..modeling.layers.precision import at_least_float32
+from ..modeling.losses import cosine_gap
+
+
+def standardized_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """
+    Half the squared difference of (b, D) features, mean over D, each channel with mean 0 and
+    standard deviation 1 over the boxes; the mean over boxes is 1 - Pearson's correlation.
+
+    Source: Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson
+    Correlation Coefficient, NeurIPS 2022, whose maps are standardised over N, H and W.
+    """
+    return (_standardized(student) - _standardized(teacher)).square().mean(dim=1) / 2
+
+
+def squared_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the squared difference of (b, D) features, mean over D."""
+    return (at_least_float32(student) - at_least_float32(teacher)).square().mean(dim=1) / 2
+
+
+def absolute_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 of (b, D) features, mean over D."""
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    return F.smooth_l1_loss(student, teacher, reduction="none").mean(dim=1)
 
 
 def softmax_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -69,6 +92,12 @@ def delta_gap(
     return F.smooth_l1_loss(student, teacher, reduction="none").sum(dim=1)
 
 
+FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": cosine_gap,
+    "standardized": standardized_gap,
+    "l2": squared_gap,
+    "smooth_l1": absolute_gap,
+}
 SCORE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "softmax": softmax_gap,
     "binary": binary_gap,
@@ -123,3 +152,12 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def _log_scores(logits: Tensor) -> Tensor:
     return F.log_softmax(at_least_float32(logits), dim=1)
+
+
+def _standardized(x: Tensor) -> Tensor:
+    x = at_least_float32(x)
+    if len(x) == 0:
+        return x
+    centered = x - x.mean(dim=0)
+    # The root of 0, of a channel that is the same for all boxes, would have no finite gradient.
+    return centered / (centered.square().mean(dim=0) + 1e-8).sqrt()

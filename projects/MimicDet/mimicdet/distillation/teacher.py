@@ -203,6 +203,10 @@ def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
     """Raise UserError with every key of the two configs that keeps the heads apart."""
     student, teacher = cfg.MODEL, teacher_cfg.MODEL
     name = teacher.META_ARCHITECTURE
+    width, same_width = student.ROI_BOX_HEAD.FC_DIM, ""
+    if not student.MIMICDET.MIMIC.PROJECTOR:
+        width = student.MIMICDET.STUDENT.FEATURE_DIM
+        same_width = " (student: MODEL.MIMICDET.STUDENT.FEATURE_DIM)"
     pairs = {
         "MODEL.META_ARCHITECTURE": (name if is_mimicdet(teacher_cfg) else "MimicDet", name),
         "MODEL.MIMICDET.TEACHER.ENABLED": (True, teacher.MIMICDET.TEACHER.ENABLED),
@@ -210,10 +214,7 @@ def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
             student.ROI_HEADS.NUM_CLASSES,
             teacher.ROI_HEADS.NUM_CLASSES,
         ),
-        "MODEL.ROI_BOX_HEAD.FC_DIM (student: MODEL.MIMICDET.STUDENT.FEATURE_DIM)": (
-            student.MIMICDET.STUDENT.FEATURE_DIM,
-            teacher.ROI_BOX_HEAD.FC_DIM,
-        ),
+        f"MODEL.ROI_BOX_HEAD.FC_DIM{same_width}": (width, teacher.ROI_BOX_HEAD.FC_DIM),
         "MODEL.MIMICDET.TEACHER.HEAD being dual_path (student: STUDENT.DUAL_PATH)": (
             student.MIMICDET.STUDENT.DUAL_PATH,
             teacher.MIMICDET.TEACHER.HEAD == "dual_path",

@@ -1,16 +1,24 @@
 """MimicDet's own method: the S-head imitates the T-head box by box (3.4, Eq. 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.box_regression import Box2BoxTransform
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...modeling.losses import cosine_gap
 from ...modeling.structures import HeadPredictions, LabelledBoxes
 from ...utils.errors import check_choice, check_choices
-from ..head_losses import BOX_LOSSES, SCORE_LOSSES, WEIGHTINGS, box_weights, weighted_mean
+from ..head_losses import (
+    BOX_LOSSES,
+    FEATURE_LOSSES,
+    SCORE_LOSSES,
+    WEIGHTINGS,
+    box_weights,
+    weighted_mean,
+)
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DISTILLATION_REGISTRY, DistillationMethod
 
@@ -52,6 +60,8 @@ class HeadMimic(DistillationMethod):
         dual_path: bool,
         detach_teacher: bool = True,
         terms: Mapping[str, float] | None = None,
+        feature_loss: str = "cosine",
+        projector: tuple[int, int] | None = None,
         score_loss: str = "softmax",
         box_loss: str = "giou",
         delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
@@ -64,11 +74,15 @@ class HeadMimic(DistillationMethod):
             detach_teacher: no gradient reaches the teacher. Not in the paper, which leaves it open.
             terms: factor of each term, 0: without it; None: those of Eq. 1. Of CLS, LOC and SHARED
                 those count that the heads have.
+            feature_loss: a name of FEATURE_LOSSES, of CLS, LOC and SHARED.
+            projector: widths of the student's and of the teacher's features: a linear layer on the
+                student's, which trains with it and is no part of it; None: without.
             score_loss: a name of SCORE_LOSSES; box_loss: of BOX_LOSSES.
             delta_weights: of both heads' deltas, as Box2BoxTransform takes them.
             weighting, max_background: how much each box counts, see head_losses.box_weights.
         """
         super().__init__()
+        check_choice("MODEL.MIMICDET.MIMIC.FEATURE_LOSS", feature_loss, FEATURE_LOSSES)
         check_choice("MODEL.MIMICDET.MIMIC.SCORE_LOSS", score_loss, SCORE_LOSSES)
         check_choice("MODEL.MIMICDET.MIMIC.BOX_LOSS", box_loss, BOX_LOSSES)
         check_choices("MODEL.MIMICDET.MIMIC.WEIGHTING", weighting, WEIGHTINGS)
@@ -77,21 +91,30 @@ class HeadMimic(DistillationMethod):
         terms = dict.fromkeys(self.compared, 1.0) if terms is None else terms
         self.terms = {k: terms[k] for k in (*self.compared, *OUTPUT_TERMS) if terms.get(k)}
         self.loss_names = tuple(f"loss_mimic_{name.lower()}" for name in self.terms)
+        self.feature_gap = FEATURE_LOSSES[feature_loss]
         self.score_gap = SCORE_LOSSES[score_loss]
         self.box_gap = BOX_LOSSES[box_loss]
         self.box2box_transform = Box2BoxTransform(tuple(delta_weights))
         self.weighs = (weighting, max_background) if weighting or max_background < 1 else ()
         if "BOXES" in self.terms or self.weighs:
             self.needs_student |= {"query_labels"}
+        self.projectors = nn.ModuleDict()
+        if projector:
+            for name in _projected(self.terms):
+                self.projectors[name] = _projector(*projector)
         self._cosines: dict[str, Tensor] = {}  # of the last step, for the logs
 
     @classmethod
     def from_config(cls, cfg, student: DetectorLayout, teacher: DetectorLayout):
         keys = cfg.MODEL.MIMICDET
+        # A separate teacher has the same FC_DIM, see teacher.check_fit.
+        widths = keys.STUDENT.FEATURE_DIM, cfg.MODEL.ROI_BOX_HEAD.FC_DIM
         return {
             "dual_path": keys.STUDENT.DUAL_PATH,
             "detach_teacher": keys.MIMIC.DETACH_TEACHER,
             "terms": dict(keys.MIMIC.TERMS),
+            "feature_loss": keys.MIMIC.FEATURE_LOSS,
+            "projector": widths if keys.MIMIC.PROJECTOR else None,
             "score_loss": keys.MIMIC.SCORE_LOSS,
             "box_loss": keys.MIMIC.BOX_LOSS,
             "delta_weights": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
@@ -101,7 +124,7 @@ class HeadMimic(DistillationMethod):
 
     def forward(self, student: DetectorTensors, teacher: DetectorTensors) -> dict[str, Tensor]:
         """Both heads look at the boxes that the student sampled for the T-head."""
-        own = student.head_predictions
+        own = self._project(student.head_predictions)
         target = teacher.box_head_predictions_at(student.box_query)
         if self.detach_teacher:  # the one place where the student's own T-head is detached
             target = HeadPredictions(*(x.detach() for x in vars(target).values()))
@@ -114,7 +137,7 @@ class HeadMimic(DistillationMethod):
         for term, factor in self.terms.items():
             if term in self.compared:
                 output = self.compared[term]
-                gap = cosine_gap(getattr(own, output), getattr(target, output))
+                gap = self.feature_gap(getattr(own, output), getattr(target, output))
                 loss = weighted_mean(gap, weights)
             elif term == "SCORES":
                 gap = self.score_gap(own.pred_class_logits, target.pred_class_logits)
@@ -123,6 +146,9 @@ class HeadMimic(DistillationMethod):
                 loss = self._box_loss(own, target, student.query_labels, weights)
             losses[f"loss_mimic_{term.lower()}"] = factor * loss
         return losses
+
+    def _project(self, own: HeadPredictions) -> HeadPredictions:
+        return replace(own, **{k: layer(getattr(own, k)) for k, layer in self.projectors.items()})
 
     def _box_loss(
         self,
@@ -147,3 +173,17 @@ class HeadMimic(DistillationMethod):
     def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:
         """Mean cosine of each branch in the last step, whatever the terms are."""
         return {f"mimic/cosine_{name}": value.item() for name, value in self._cosines.items()}
+
+
+def _projected(terms: Collection[str]) -> list[str]:
+    """The features of the student that the terms look at."""
+    return ["box_features"] if {"LOC", "SHARED"} & set(terms) else []
+
+
+def _projector(student: int, teacher: int) -> nn.Linear:
+    """It begins as the identity where the widths are equal: as if it were not there."""
+    layer = nn.Linear(student, teacher)
+    if student == teacher:
+        nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

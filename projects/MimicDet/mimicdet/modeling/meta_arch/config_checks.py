@@ -207,10 +207,11 @@ def _check_heads(cfg) -> Iterator[str]:
                 f"MODEL.MIMICDET.STUDENT.DUAL_PATH {keys.STUDENT.DUAL_PATH} does not mimic "
                 f"MODEL.MIMICDET.TEACHER.HEAD {keys.TEACHER.HEAD!r}"
             )
-        if keys.STUDENT.FEATURE_DIM != cfg.MODEL.ROI_BOX_HEAD.FC_DIM:
+        if keys.STUDENT.FEATURE_DIM != cfg.MODEL.ROI_BOX_HEAD.FC_DIM and not keys.MIMIC.PROJECTOR:
             yield (
                 f"MODEL.MIMICDET.STUDENT.FEATURE_DIM {keys.STUDENT.FEATURE_DIM} must equal "
-                f"MODEL.ROI_BOX_HEAD.FC_DIM {cfg.MODEL.ROI_BOX_HEAD.FC_DIM} to be mimicked"
+                f"MODEL.ROI_BOX_HEAD.FC_DIM {cfg.MODEL.ROI_BOX_HEAD.FC_DIM} to be mimicked "
+                "without MIMIC.PROJECTOR"
             )
 
 
