@@ -9,7 +9,7 @@ from mimicdet import build_distiller
 from mimicdet.checkpoint import load_weights
 from mimicdet.checkpoint.student import extract_student
 from mimicdet.distillation import build_separate_teacher
-from mimicdet.distillation.head_losses import FEATURE_LOSSES
+from mimicdet.distillation.head_losses import FEATURE_LOSSES, softmax_gap
 from mimicdet.export.optimize import copy_for_inference
 from mimicdet.modeling.losses import cosine_gap, mimic_loss
 from mimicdet.utils.errors import UserError
@@ -330,4 +330,42 @@ def test_a_projector_between_features_of_two_widths():
     losses = step(distiller)
     assert losses["loss_mimic_loc"] > 0
     sum(losses.values()).backward()
+    assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)
+
+
+# ---------------------------------------------------------------- cross head
+
+CROSS = (f"{TERMS}CROSS_SCORES", 1.0, f"{TERMS}CROSS_BOXES", 1.0)
+
+
+def test_features_go_through_the_output_layers_of_the_t_head():
+    distiller = distiller_of(*NO_FEATURES, *CROSS)
+    losses = mimic_part(step(distiller))
+    assert set(losses) == {"loss_mimic_cross_scores", "loss_mimic_cross_boxes"}
+    model = distiller.student
+    torch.manual_seed(0)
+    _, tensors = model.forward_training(INPUTS)
+    logits = model.roi_heads.class_logits(tensors.student.class_features)
+    expected = softmax_gap(logits, tensors.teacher.pred_class_logits).mean()
+    torch.testing.assert_close(losses["loss_mimic_cross_scores"], expected)
+    sum(losses.values()).backward()
+    # The S-head's features learn, no output layer does.
+    outputs = {f"{x}.{y}" for x in ("class_logits", "box_deltas") for y in ("weight", "bias")}
+    names = {name for name, _ in model.student_head.named_parameters()}
+    assert reached(model.student_head) == names - outputs and not reached(model.roi_heads)
+
+
+def test_a_separate_teachers_output_layers(teacher_files):
+    distiller = distiller_of(*separate_opts(teacher_files), *CROSS)
+    losses = step(distiller)
+    assert set(mimic_part(losses)) == set(mimic_part(step(distiller, EMPTY)))
+    losses["loss_mimic_cross_scores"].backward()
+    assert distiller.student.student_head.class_feature.weight.grad.any()
+
+
+def test_a_cross_head_of_an_average_and_of_another_width():
+    opts = (*EMA, f"{M}MIMIC.PROJECTOR", True, f"{M}STUDENT.FEATURE_DIM", 10)
+    distiller = distiller_of(*opts, *CROSS)
+    sum(step(distiller).values()).backward()
+    assert set(distiller.methods[0].projectors) == {"class_features", "box_features"}
     assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)

@@ -152,6 +152,9 @@ def add_mimicdet_config(cfg: CN) -> None:
     # Not in the paper: the T-head's class probabilities, and its boxes where there is an object.
     _C.MIMIC.TERMS.SCORES = 0.0
     _C.MIMIC.TERMS.BOXES = 0.0
+    # The same of what the T-head's output layers make of the S-head's features (CrossKD).
+    _C.MIMIC.TERMS.CROSS_SCORES = 0.0
+    _C.MIMIC.TERMS.CROSS_BOXES = 0.0
     # Boxes that are compared: "sampled" (for the T-head; the paper's), or "sampled_and_mined", with
     # those that the S-head's hard mining chose.
     _C.MIMIC.SAMPLES = "sampled"

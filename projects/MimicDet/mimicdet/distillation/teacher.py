@@ -139,6 +139,10 @@ class TeacherTensors(DetectorTensors):
     def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
         return self._teacher.run(lambda: self._tensors.box_head_predictions_at(query))
 
+    def cross_predictions(self, other: HeadPredictions) -> HeadPredictions:
+        """Not by `run`: the student's features get gradients through the frozen layers."""
+        return self._tensors.cross_predictions(other)
+
 
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
@@ -224,7 +228,8 @@ def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
             len(teacher.ROI_HEADS.IN_FEATURES),
         ),
     }
-    if student.MIMICDET.MIMIC.TERMS.BOXES:
+    terms = student.MIMICDET.MIMIC.TERMS
+    if terms.BOXES or terms.CROSS_BOXES:
         weights = (x.ROI_BOX_HEAD.BBOX_REG_WEIGHTS for x in (student, teacher))
         pairs["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"] = tuple(map(tuple, weights))
     wrong = [f"{key}: {a!r} here, {b!r} there" for key, (a, b) in pairs.items() if a != b]

@@ -170,6 +170,13 @@ class DetectorTensors:
         """A two-stage head's outputs for the boxes of the query. MimicDet's T-head."""
         raise self._lacks("box_head_predictions_at")
 
+    def cross_predictions(self, other: HeadPredictions) -> HeadPredictions:
+        """
+        The outputs that the two-stage head's last layers compute of another head's features, which
+        get gradients; the layers get none. MimicDet's T-head.
+        """
+        raise self._lacks("cross_predictions")
+
     def _lacks(self, name: str) -> Exception:
         # No AttributeError: Python would look for the name elsewhere and lose this message.
         return NotImplementedError(f"{type(self).__name__} does not offer {name}")

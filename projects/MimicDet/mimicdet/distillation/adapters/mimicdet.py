@@ -94,6 +94,10 @@ class MimicDetStudentTensors(MimicDetTensors):
         averaged = self._model.averaged_teacher
         return averaged.predict(self._step.maps, query) if averaged else self._step.teacher
 
+    def cross_predictions(self, other: HeadPredictions) -> HeadPredictions:
+        averaged = self._model.averaged_teacher
+        return (averaged.head if averaged else self._model.roi_heads).cross_outputs(other)
+
 
 class MimicDetTeacherTensors(MimicDetTensors):
     """A frozen MimicDet: pyramid at once, refinement module and heads where they are read."""
@@ -112,6 +116,9 @@ class MimicDetTeacherTensors(MimicDetTensors):
 
     def box_head_predictions_at(self, query: BoxQuery) -> HeadPredictions:
         return self._model.roi_heads.predict(self._maps, query.boxes, query.levels)
+
+    def cross_predictions(self, other: HeadPredictions) -> HeadPredictions:
+        return self._model.roi_heads.cross_outputs(other)
 
 
 @ADAPTER_REGISTRY.register()
@@ -137,7 +144,8 @@ class MimicDetAdapter(DetectorAdapter):
             student |= {"head_predictions"}
         if model.roi_heads is not None:
             # In evaluation the levels of the T-head are there only where it is the head that runs.
-            (both if model.eval_head == "teacher" else student).add("box_head_predictions_at")
+            offers = both if model.eval_head == "teacher" else student
+            offers |= {"box_head_predictions_at", "cross_predictions"}
         self.student_offers = frozenset(both | student)
         self.teacher_offers = frozenset(both)
 

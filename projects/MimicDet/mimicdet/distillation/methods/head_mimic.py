@@ -28,7 +28,7 @@ FEATURE_TERMS = {
     True: {"CLS": "pred_class_logits", "LOC": "box_features"},
     False: {"SHARED": "box_features"},
 }
-OUTPUT_TERMS = ("SCORES", "BOXES")
+OUTPUT_TERMS = ("SCORES", "BOXES", "CROSS_SCORES", "CROSS_BOXES")
 
 
 @DISTILLATION_REGISTRY.register()
@@ -45,6 +45,9 @@ class HeadMimic(DistillationMethod):
 
         CLS, LOC: the paper's two; SHARED: the one of heads that are not split.
         SCORES: class probabilities. BOXES: predicted boxes, over the boxes that have an object.
+        CROSS_SCORES, CROSS_BOXES: the same, of what the T-head's output layers make of the S-head's
+        features; those layers do not learn from it. Source: Wang et al., CrossKD: Cross-Head
+        Knowledge Distillation for Object Detection, CVPR 2024; here the cut is the last layer.
 
     It has no node in DISTILLATION: MODEL.MIMICDET.MIMIC switches it on. The teacher is the T-head
     on the student's own backbone, or the separate one of Table 5.
@@ -96,7 +99,9 @@ class HeadMimic(DistillationMethod):
         self.box_gap = BOX_LOSSES[box_loss]
         self.box2box_transform = Box2BoxTransform(tuple(delta_weights))
         self.weighs = (weighting, max_background) if weighting or max_background < 1 else ()
-        if "BOXES" in self.terms or self.weighs:
+        if any(term.startswith("CROSS") for term in self.terms):
+            self.needs_teacher |= {"cross_predictions"}
+        if {"BOXES", "CROSS_BOXES"} & set(self.terms) or self.weighs:
             self.needs_student |= {"query_labels"}
         self.projectors = nn.ModuleDict()
         if projector:
@@ -138,12 +143,14 @@ class HeadMimic(DistillationMethod):
             if term in self.compared:
                 output = self.compared[term]
                 gap = self.feature_gap(getattr(own, output), getattr(target, output))
-                loss = weighted_mean(gap, weights)
-            elif term == "SCORES":
-                gap = self.score_gap(own.pred_class_logits, target.pred_class_logits)
+                losses[f"loss_mimic_{term.lower()}"] = factor * weighted_mean(gap, weights)
+                continue
+            outputs = teacher.cross_predictions(own) if term.startswith("CROSS") else own
+            if term.endswith("SCORES"):
+                gap = self.score_gap(outputs.pred_class_logits, target.pred_class_logits)
                 loss = weighted_mean(gap, weights)
             else:
-                loss = self._box_loss(own, target, student.query_labels, weights)
+                loss = self._box_loss(outputs, target, student.query_labels, weights)
             losses[f"loss_mimic_{term.lower()}"] = factor * loss
         return losses
 
@@ -177,7 +184,11 @@ class HeadMimic(DistillationMethod):
 
 def _projected(terms: Collection[str]) -> list[str]:
     """The features of the student that the terms look at."""
-    return ["box_features"] if {"LOC", "SHARED"} & set(terms) else []
+    users = {
+        "class_features": {"CROSS_SCORES"},
+        "box_features": {"LOC", "SHARED", "CROSS_BOXES"},
+    }
+    return [name for name, own in users.items() if own & set(terms)]
 
 
 def _projector(student: int, teacher: int) -> nn.Linear:

@@ -1,6 +1,7 @@
 """The T-head: the two-stage detection head, the teacher (3.3)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from detectron2.config import configurable
@@ -202,6 +203,17 @@ class MimicTeacherHeads(ROIHeads):
             class_features=class_features,
             box_features=box_features,
         )
+
+    def cross_outputs(self, other: HeadPredictions) -> HeadPredictions:
+        """What another head's features become in this head's output layers, which do not learn."""
+        logits, deltas = (
+            F.linear(x, layer.weight.detach(), layer.bias.detach())
+            for x, layer in (
+                (other.class_features, self.class_logits),
+                (other.box_features, self.box_deltas),
+            )
+        )
+        return replace(other, pred_class_logits=logits, pred_box_deltas=deltas)
 
     def losses(self, predictions: HeadPredictions, proposals: list[Instances]) -> dict[str, Tensor]:
         """
