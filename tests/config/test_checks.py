@@ -65,6 +65,11 @@ PROBLEMS = [
     ((f"{M}MIMIC.START_ITER", 5, f"{M}MIMIC.STOP_ITER", 5), "STOP_ITER 5 must be above START_ITER"),
     ((f"{M}STUDENT.START_ITER", -1), "STUDENT.START_ITER must not be below 0"),
     ((f"{M}MIMIC.MAX_BACKGROUND", 1.5), "MIMIC.MAX_BACKGROUND must lie in"),
+    (
+        (f"{M}MIMIC.COPY_OUTPUTS", True, f"{M}MIMIC.PROJECTOR", True, f"{M}STUDENT.FEATURE_DIM", 9),
+        "COPY_OUTPUTS needs STUDENT.FEATURE_DIM 9 to equal .*24",
+    ),
+    ((*SEPARATE, *TEACHER_OFF, f"{M}MIMIC.COPY_OUTPUTS", True), "COPY_OUTPUTS needs TEACHER.ENA"),
     ((f"{M}MIMIC.TEACHER_EMA", 1.0), "MIMIC.TEACHER_EMA must lie in"),
     ((*SEPARATE, *TEACHER_OFF, f"{M}MIMIC.TEACHER_EMA", 0.9), "TEACHER_EMA 0.9 needs TEACHER.ENA"),
     ((f"{M}MIMIC.TEACHER_EMA", 0.9, f"{M}MIMIC.DETACH_TEACHER", False), "0.9 needs DETACH_TEACHER"),

@@ -369,3 +369,16 @@ def test_a_cross_head_of_an_average_and_of_another_width():
     sum(step(distiller).values()).backward()
     assert set(distiller.methods[0].projectors) == {"class_features", "box_features"}
     assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)
+
+
+def test_output_layers_are_copied_in_the_first_iteration_of_the_mimic_loss():
+    distiller = distiller_of(f"{M}MIMIC.COPY_OUTPUTS", True, f"{M}MIMIC.START_ITER", 2)
+    student, teacher = distiller.student.student_head, distiller.student.roi_heads
+    for iteration, alike in ((0, False), (1, False), (2, True)):
+        at_iteration(distiller, iteration)
+        for name in ("class_logits", "box_deltas"):
+            weights = getattr(student, name).weight, getattr(teacher, name).weight
+            assert torch.equal(*weights) == alike
+    student.class_logits.weight.data.zero_()
+    at_iteration(distiller, 3)
+    assert not student.class_logits.weight.any()  # once

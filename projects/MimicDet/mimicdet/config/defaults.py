@@ -142,6 +142,9 @@ def add_mimicdet_config(cfg: CN) -> None:
     # Above 0: the S-head imitates an exponential moving average of the T-head, which keeps this
     # share of itself in an iteration. Not in the paper.
     _C.MIMIC.TEACHER_EMA = 0.0
+    # In iteration START_ITER the S-head's two output layers become copies of the T-head's; 0 pays
+    # where MODEL.WEIGHTS hold a trained T-head. Not in the paper.
+    _C.MIMIC.COPY_OUTPUTS = False
     # Factor of each term, loss_mimic_<term>; 0: without it. All are means over the same boxes.
     _C.MIMIC.TERMS = CN()
     # The paper's: the heads' logits and regression features; SHARED in place of both where the

@@ -64,6 +64,7 @@ class MimicDet(nn.Module):
         mimics: bool = False,
         student_start: int = 0,
         teacher_decay: float = 0.0,
+        copy_outputs_at: int = -1,
     ):
         """
         Args:
@@ -79,6 +80,8 @@ class MimicDet(nn.Module):
             student_start: the iteration before which the losses of the S-head are 0.
             teacher_decay: above 0: an average of the T-head is kept and imitated, see
                 AveragedTeacher.
+            copy_outputs_at: the iteration that begins with the T-head's output layers copied into
+                the S-head's; -1: none.
         """
         super().__init__()
         self.backbone = backbone
@@ -91,6 +94,7 @@ class MimicDet(nn.Module):
         self.vis_period = vis_period
         self.mimics = mimics
         self.student_start = student_start
+        self.copy_outputs_at = copy_outputs_at
         self.averaged_teacher = AveragedTeacher(roi_heads, teacher_decay) if teacher_decay else None
         # Mixed precision of inference; optimize_for_inference sets it.
         self.autocast_dtype: torch.dtype | None = None
@@ -104,6 +108,7 @@ class MimicDet(nn.Module):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         keys = cfg.MODEL.MIMICDET
+        copies = keys.MIMIC.ENABLED and keys.MIMIC.COPY_OUTPUTS
         return {
             "backbone": backbone,
             "proposal_generator": build_proposal_generator(cfg, shapes),
@@ -117,6 +122,7 @@ class MimicDet(nn.Module):
             "eval_head": keys.EVAL_HEAD,
             "mimics": keys.MIMIC.ENABLED,
             "student_start": keys.STUDENT.START_ITER,
+            "copy_outputs_at": keys.MIMIC.START_ITER if copies else -1,
             "teacher_decay": keys.MIMIC.TEACHER_EMA if keys.MIMIC.ENABLED else 0.0,
         }
 
@@ -167,6 +173,10 @@ class MimicDet(nn.Module):
         iteration = get_event_storage().iter if has_event_storage() else 0
         if self.averaged_teacher is not None:
             self.averaged_teacher.follow(self.roi_heads, restart=iteration == 0)
+        if iteration == self.copy_outputs_at:
+            for name in ("class_logits", "box_deltas"):
+                layer = getattr(self.roi_heads, name)
+                getattr(self.student_head, name).load_state_dict(layer.state_dict())
         images = self.preprocess_image(batched_inputs)
         gt_instances = self._ground_truth(batched_inputs)
         features = self.backbone(images.tensor)
