@@ -276,8 +276,12 @@ def test_config_builds_at_full_size(name):
     assert ("p2" in model.backbone.output_shape()) == reads_p2
     if cfg.MODEL.BACKBONE.FREEZE_AT == 2:
         bottom_up = model.backbone.bottom_up
-        assert not any(p.requires_grad for p in bottom_up.res2.parameters())
-        assert all(p.requires_grad for p in bottom_up.res3.parameters())
+        if hasattr(bottom_up, "network"):  # timm's EfficientNet
+            res2, res3 = bottom_up.network.model.blocks[1:3]
+        else:
+            res2, res3 = bottom_up.res2, bottom_up.res3
+        assert not any(p.requires_grad for p in res2.parameters())
+        assert all(p.requires_grad for p in res3.parameters())
 
 
 def train_teacher(student_cfg: CfgNode, folder: Path) -> None:

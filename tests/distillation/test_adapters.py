@@ -52,6 +52,8 @@ def test_everything_that_is_offered_is_there_and_nothing_else(step):
         else (),
         "tower_features": (1,),
     }
+    if "cross_predictions" in adapter.student_offers:
+        arguments["cross_predictions"] = (tensors.head_predictions,)
     if "tower_features" in adapter.student_offers:
         arguments["cross_head"] = (tensors.tower_features(1),)
     public = {name for name in vars(DetectorTensors) if not name.startswith("_")}

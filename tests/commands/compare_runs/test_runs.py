@@ -187,7 +187,13 @@ def test_what_ends_the_command_ends_its_runs(arguments, tmp_path, number):
 runner._TRAIN = {FAKE_LONG!r}; sys.exit(main())"
     command = [sys.executable, "-c", code, *arguments, "--jobs", "2", "--opts", *SHORT]
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Started in the background, the tests ignore it, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     files = [tmp_path / row / "seed_1" / "pids" for row in ("alone", "taught")]
     wait_for(lambda: all(file.exists() and file.read_text() for file in files))

@@ -379,7 +379,7 @@ def test_test_time_augmentation():
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_bfloat16_training_step(sparse):
+def test_bfloat16_training_step(sparse, bfloat16_cpu):
     """The mixed precision of a CPU: finite, float32 boxes, and losses near float32's."""
     opts = ("MODEL.MIMICDET.STUDENT.SPARSE", sparse)
     torch.manual_seed(0)
