@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..modeling.layers.precision import at_least_float32
 from ..modeling.losses import cosine_gap
+from .losses import standardised
 
 
 def standardized_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def standardized_gap(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson
     Correlation Coefficient, NeurIPS 2022, whose maps are standardised over N, H and W.
     """
-    return (_standardized(student) - _standardized(teacher)).square().mean(dim=1) / 2
+    return (standardised(student) - standardised(teacher)).square().mean(dim=1) / 2
 
 
 def squared_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -152,12 +153,3 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def _log_scores(logits: Tensor) -> Tensor:
     return F.log_softmax(at_least_float32(logits), dim=1)
-
-
-def _standardized(x: Tensor) -> Tensor:
-    x = at_least_float32(x)
-    if len(x) == 0:
-        return x
-    centered = x - x.mean(dim=0)
-    # The root of 0, of a channel that is the same for all boxes, would have no finite gradient.
-    return centered / (centered.square().mean(dim=0) + 1e-8).sqrt()

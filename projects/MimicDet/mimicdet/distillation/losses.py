@@ -104,12 +104,15 @@ def fine_grained_loss(features: Sequence[tuple[Tensor, Tensor]], masks: Sequence
 
 def standardised(maps: Tensor) -> Tensor:
     """
-    (N, C, H, W) maps shifted and scaled to mean 0 and variance 1 over N, H and W, by channel. A
+    (N, C, ...) maps or features shifted and scaled to mean 0 and variance 1 over all but C. A
     channel of one value is 0, without a gradient: it would be divided by next to nothing.
     """
     maps, eps = at_least_float32(maps), 1e-6
+    if len(maps) == 0:
+        return maps
+    dims = (0, *range(2, maps.dim()))
     # Not the unbiased variance: a map of one location has none.
-    deviation, mean = torch.std_mean(maps, dim=(0, 2, 3), correction=0, keepdim=True)
+    deviation, mean = torch.std_mean(maps, dim=dims, correction=0, keepdim=True)
     return ((maps - mean) / (deviation + eps)).masked_fill(deviation <= eps, 0.0)
 
 
@@ -141,11 +144,7 @@ def channel_distribution_loss(
     total = features[0][0].new_zeros((), dtype=torch.float32)
     for student, teacher in features:
         _check_shapes(student, teacher)
-        student_log, teacher_log = (
-            F.log_softmax(at_least_float32(x).flatten(2) / temperature, dim=2)
-            for x in (student, teacher)
-        )
-        divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=2)
+        divergence = _divergence(student.flatten(2), teacher.flatten(2), temperature)
         total = total + temperature**2 * divergence.mean()
     return total
 
@@ -162,11 +161,10 @@ def soft_label_loss(
             the background. Else of any shape: each logit is a sigmoid's, one distribution over
             yes and no. Not in the paper, whose detectors have sigmoids and whose Eq. 2 has not.
     """
+    if reading == SOFTMAX:
+        return _divergence(student, teacher, temperature).sum() / normalizer
     student = at_least_float32(student) / temperature
     teacher = at_least_float32(teacher) / temperature
-    if reading == SOFTMAX:
-        student_log, teacher_log = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
-        return (teacher_log.exp() * (teacher_log - student_log)).sum() / normalizer
     # t log(t / s) + (1 - t) log((1 - t) / (1 - s)); log(1 - sigmoid(x)) is log sigmoid(-x).
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
@@ -210,10 +208,7 @@ def edge_distribution_loss(
     Args:
         student, teacher: (..., 4, bins) before the softmax; weights: (...).
     """
-    student_log, teacher_log = (
-        F.log_softmax(at_least_float32(x) / temperature, dim=-1) for x in (student, teacher)
-    )
-    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1).mean(dim=-1)
+    divergence = _divergence(student, teacher, temperature).mean(dim=-1)
     return temperature**2 * (divergence * weights).sum() / weights.sum().clamp(min=1)
 
 
@@ -223,6 +218,14 @@ def _check_shapes(student: Tensor, teacher: Tensor) -> None:
             f"student and teacher maps differ in shape: {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of the softmax over the last dimension at a temperature: (...)."""
+    student_log, teacher_log = (
+        F.log_softmax(at_least_float32(x) / temperature, dim=-1) for x in (student, teacher)
+    )
+    return (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1)
 
 
 def _squared_gap(student: Tensor, teacher: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class DenseTeacherTensors(DetectorTensors):
         transform = self._adapter.model.box2box_transform
         return transform.apply_deltas(at_least_float32(outputs), anchors)
 
-    @property
+    @cached_property
     def edge_logits(self) -> Tensor:
         if not self._adapter.edge_bins:
             raise self._lacks("edge_logits")
