@@ -7,6 +7,8 @@ import torch
 from detectron2.engine import HookBase
 from torch import nn
 
+from ..modeling.heads.averaged_teacher import kept_share
+
 
 class ModelAverage(HookBase):
     """
@@ -41,8 +43,7 @@ class ModelAverage(HookBase):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        count = self.trainer.iter + 1
-        decay = min(self.decay, (1 + count) / (10 + count))
+        decay = kept_share(self.decay, self.trainer.iter + 1)
         averages, values = [], []
         trained = self.model.state_dict()
         for name, average in self.average.state_dict().items():

@@ -9,10 +9,15 @@ from ..structures import BoxQuery, HeadPredictions
 from .teacher_head import MimicTeacherHeads
 
 
+def kept_share(decay: float, count: int) -> float:
+    """The share of itself that an average keeps in step `count`, less while it has seen few."""
+    return min(decay, (1 + count) / (10 + count))
+
+
 class AveragedTeacher(nn.Module):
     """
-    A copy of the T-head that follows it, the share `decay` of itself kept in each step; of step n
-    at most (1 + n) / (10 + n), as SOLVER.EMA does. It has no gradients. Not in the paper.
+    A copy of the T-head that follows it and keeps the share `kept_share` of itself in each step, as
+    SOLVER.EMA does. It has no gradients. Not in the paper.
     """
 
     def __init__(self, head: MimicTeacherHeads, decay: float):
@@ -32,7 +37,7 @@ class AveragedTeacher(nn.Module):
         if count == 0:
             torch._foreach_copy_(own, other)
         else:
-            torch._foreach_lerp_(own, other, 1 - min(self.decay, (1 + count) / (10 + count)))
+            torch._foreach_lerp_(own, other, 1 - kept_share(self.decay, count))
         self.steps += 1
 
     @torch.no_grad()
