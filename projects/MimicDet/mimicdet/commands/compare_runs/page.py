@@ -10,6 +10,7 @@ from ...utils.errors import file_errors, make_folder
 from ...visualization.curves import Panel, line_style
 from ...visualization.forest import ForestRow, forest_figure
 from ..report.page import chart, charts, line_chart, number, page, paragraph, table
+from .plan import run_title
 from .records import Results, RunRecord
 from .statistics import Gain, head_gains, pair_gains
 from .tables import dropped_text, gains_table, means_table
@@ -82,7 +83,7 @@ def _ap_curves(results: Results, set_name: str) -> str:
     groups = [(f"{x.row} and {x.baseline}", [x.baseline, x.row]) for x in results.pairs]
     figures = []
     for title, names in groups or [("all rows", results.rows)]:
-        rows = {name: _runs(results, set_name, name) for name in names}
+        rows = {name: results.of(set_name, name) for name in names}
         if groups:
             common = set.intersection(*({run.seed for run in runs} for runs in rows.values()))
             rows = {name: [x for x in runs if x.seed in common] for name, runs in rows.items()}
@@ -100,7 +101,7 @@ def _cosines(results: Results, set_name: str) -> str:
     """A chart for each row that has any."""
     figures = []
     for row in results.rows:
-        runs = _runs(results, set_name, row)
+        runs = results.of(set_name, row)
         keys = sorted({key for run in runs for key in run.curves if key != "AP"})
         lines = [
             (*curve, line_style(key))
@@ -110,10 +111,6 @@ def _cosines(results: Results, set_name: str) -> str:
         if lines:
             figures.append(line_chart(Panel(row, lines, limits=(None, 1.0))))
     return charts(figures) if figures else ""
-
-
-def _runs(results: Results, set_name: str, row: str) -> list[RunRecord]:
-    return [run for run in results.runs if (run.set, run.row) == (set_name, row)]
 
 
 def mean_curve(runs: Sequence[RunRecord], key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -137,12 +134,12 @@ def _facts(results: Results) -> str:
     ]
     rows = []
     for run in results.runs:
-        name = " ".join(filter(None, (run.set, run.row, f"seed {run.seed}")))
         teacher = (run.teacher or {}).get("AP")
         minutes = None if run.seconds is None else run.seconds / 60
         commit = "-" if run.commit is None else run.commit[:9] + "+" * run.commit.endswith("+")
         numbers = [number(run.metrics.get("AP")), number(teacher), str(run.iterations)]
-        rows.append([name, *numbers, number(minutes), commit, " ".join((run.config, *run.opts))])
+        settings = " ".join((run.config, *run.opts))
+        rows.append([run_title(run.key), *numbers, number(minutes), commit, settings])
     total = sum(run.seconds or 0 for run in results.runs) / 3600
     return (
         f"<details><summary>{len(rows)} runs, {total:.1f} hours of them</summary>"

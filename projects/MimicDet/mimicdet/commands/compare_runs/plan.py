@@ -93,7 +93,13 @@ class PlannedRun:
 
     @property
     def title(self) -> str:
-        return " ".join(filter(None, (self.set_name, self.row.name, f"seed {self.seed}")))
+        return run_title(self.key)
+
+
+def run_title(key: tuple[str, str, int]) -> str:
+    """What messages and pages call a run; key: (set, row, seed)."""
+    set_name, row, seed = key
+    return " ".join(filter(None, (set_name, row, f"seed {seed}")))
 
 
 def plan_of_flags(

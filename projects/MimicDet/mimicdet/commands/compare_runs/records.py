@@ -62,6 +62,10 @@ class Results:
     dropped: list[Dropped] = field(default_factory=list)
     runs: list[RunRecord] = field(default_factory=list)
 
+    def of(self, set_name: str, row: str) -> list[RunRecord]:
+        """The runs of a row on a set."""
+        return [run for run in self.runs if (run.set, run.row) == (set_name, row)]
+
     def sort(self) -> None:
         order = {name: index for index, name in enumerate((*self.sets, *self.rows))}
         self.runs.sort(key=lambda run: (order[run.set], order[run.row], run.seed))

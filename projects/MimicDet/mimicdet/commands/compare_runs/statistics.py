@@ -91,11 +91,10 @@ def values_by_seed(
 ) -> dict[int, float]:
     """The runs that have such a value."""
     found = {}
-    for run in results.runs:
-        if (run.set, run.row) == (set_name, row):
-            value = (head_values(run, head) or {}).get(metric)
-            if value is not None:
-                found[run.seed] = value
+    for run in results.of(set_name, row):
+        value = (head_values(run, head) or {}).get(metric)
+        if value is not None:
+            found[run.seed] = value
     return found
 
 

@@ -39,7 +39,7 @@ def means_table(results: Results, set_name: str) -> Table:
     header = ["Config", "Seeds", "AP by seed", "Mean AP", "Spread", *others]
     rows = []
     for name in results.rows:
-        own = [run for run in runs if run.row == name]
+        own = results.of(set_name, name)
         second = any(run.teacher for run in own)
         for head in HEADS if second else HEADS[:1]:
             values = [head_values(run, head) or {} for run in own]
