@@ -9,6 +9,7 @@ import torch
 
 from mimicdet.distillation import build_adapter
 from mimicdet.distillation.methods.bckd import BCKD
+from tests.distillation.by_hand import giou, sigmoid
 from tests.distillation.tiny_detectors import (
     INPUTS,
     build_tiny,
@@ -37,17 +38,6 @@ def side(seed, positives=5):
         pred_boxes=torch.cat([corners, corners + 5 + torch.rand(2, COUNT, 2, **draw) * 20], dim=2),
         positives=SimpleNamespace(anchors=torch.arange(positives)),
     )
-
-
-def giou(a, b):
-    overlap = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    union = sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - overlap
-    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
-    return overlap / union - (hull - union) / hull
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
 
 
 def by_hand(student, teacher):

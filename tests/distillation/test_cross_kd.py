@@ -8,7 +8,7 @@ from detectron2.utils.events import EventStorage
 
 from mimicdet import build_distiller
 from mimicdet.distillation.methods.cross_kd import CrossKD
-from tests.distillation.test_bckd import giou, sigmoid
+from tests.distillation.by_hand import giou, sigmoid
 from tests.distillation.tiny_detectors import (
     INPUTS,
     build_tiny,
