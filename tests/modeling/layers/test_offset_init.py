@@ -1,4 +1,4 @@
-"""STUDENT.OFFSET_INIT box: where the guided points lie before any training."""
+"""STUDENT.OFFSET_INIT box and edges: where the guided points lie before any training."""
 
 import math
 
@@ -14,12 +14,12 @@ from mimicdet.modeling.layers.readers import MapReader
 SIZE = 4.0  # the paper's anchors, in strides
 
 
-def box_alignment(kernel_size, weights=(1.0, 1.0, 1.0, 1.0), offset_dims=(64, 128)):
+def box_alignment(kernel_size, weights=(1.0, 1.0, 1.0, 1.0), offset_dims=(64, 128), **kwargs):
     settings = AlignmentSettings("guided", (kernel_size,), 8, offset_dims)
     layer = build_alignments(8, settings)[f"k{kernel_size}"]
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)
-    layer.start_at_box(SIZE, weights)
+    layer.start_at_box(SIZE, weights, **kwargs)
     return layer
 
 
@@ -39,6 +39,14 @@ def test_zero_deltas_give_the_bin_centres_of_the_anchor(kernel_size, dims):
     bins = SIZE * ((torch.arange(kernel_size) + 0.5) / kernel_size - 0.5)
     torch.testing.assert_close(actual[:, 0, 0], bins)
     torch.testing.assert_close(actual[0, :, 1], bins)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_the_outer_points_can_start_on_the_edges(kernel_size):
+    actual = points(box_alignment(kernel_size, to_edges=True), [0.0, 0.0, 0.0, 0.0])
+    places = torch.linspace(-SIZE / 2, SIZE / 2, kernel_size) if kernel_size > 1 else torch.zeros(1)
+    torch.testing.assert_close(actual[:, 0, 0], places)
+    torch.testing.assert_close(actual[0, :, 1], places)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
@@ -62,9 +70,11 @@ def test_the_head_starts_at_boxes_only_when_asked():
     key = "MODEL.MIMICDET.STUDENT.OFFSET_INIT"
     for kernel in ("k3", "k5"):
         box = points(head(key, "box").alignments[kernel], [0.0, 0.0, 0.0, 0.0])
+        edges = points(head(key, "edges").alignments[kernel], [0.0, 0.0, 0.0, 0.0])
         random = points(head(key, "random").alignments[kernel], [0.0, 0.0, 0.0, 0.0])
         k = int(kernel[1])
         assert box[-1, -1].tolist() == pytest.approx([SIZE / k * (k // 2)] * 2, abs=0.02)
+        assert edges[-1, -1].tolist() == pytest.approx([SIZE / 2] * 2, abs=0.02)
         assert random[-1, -1].tolist() == pytest.approx([k // 2] * 2, abs=0.02)
 
 

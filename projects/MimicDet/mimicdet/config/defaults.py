@@ -94,8 +94,9 @@ def add_mimicdet_config(cfg: CN) -> None:
     # the micro-network too: three Gaussian layers in a row let offsets start at 1e-5 pixels and
     # give them next to no gradient. The last layer of the offsets and the outputs stay Gaussian.
     _C.STUDENT.INIT = "gaussian"
-    # Where the guided offsets start: "random" (as INIT says: next to zero), or "box": points lie
-    # on a regular grid over the adjusted anchor box, to first order. Not in the paper.
+    # Where the guided offsets start: "random" (as INIT says: next to zero), or on a regular grid
+    # over the adjusted anchor box, to first order: "box" in the centres of k x k equal parts,
+    # "edges" with the outer points on the box's edges. Not in the paper.
     _C.STUDENT.OFFSET_INIT = "random"
     # False: the refinement deltas that guide the offsets carry gradients. Not in the paper.
     _C.STUDENT.DETACH_GUIDANCE = True

@@ -28,7 +28,7 @@ from ..targets import mine_hard, sample
 from .settings import HeadSettings
 
 INITS = ("gaussian", "he")
-OFFSET_INITS = ("random", "box")
+OFFSET_INITS = ("random", "box", "edges")
 REG_NORMALIZERS = ("mined", "positives")
 MIMIC_SAMPLES = ("sampled", "sampled_and_mined")
 
@@ -96,7 +96,7 @@ class StudentHead(nn.Module):
         self.class_logits = nn.Linear(feature_dim, settings.num_classes + 1)
         self.box_deltas = nn.Linear(feature_dim, 4)
         self._initialise(init)
-        if alignment.start_at_box:
+        if alignment.offset_init != "random":
             start_at_boxes(self.alignments, alignment)
 
     @classmethod
@@ -113,7 +113,7 @@ class StudentHead(nn.Module):
                 kernel_sizes=tuple(keys.KERNEL_SIZES),
                 dim=keys.ALIGNMENT_DIM,
                 offset_dims=tuple(keys.OFFSET_DIMS),
-                start_at_box=keys.OFFSET_INIT == "box",
+                offset_init=keys.OFFSET_INIT,
                 anchor_sizes=tuple(anchor_scales(cfg, levels)),
                 delta_weights=tuple(cfg.MODEL.RPN.BBOX_REG_WEIGHTS),
             ),

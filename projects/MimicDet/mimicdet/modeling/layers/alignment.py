@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from ...utils.errors import UserError, check_choice
 
+_AT_BOXES = "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' or 'edges'"
+
 
 class LevelReader(Protocol):
     """The maps that a layer runs on, at the requested locations: (...) stands for their shape."""
@@ -47,7 +49,7 @@ class AlignmentSettings:
     kernel_sizes: tuple[int, ...]  # of each level; levels of equal kernel share one layer (3.3)
     dim: int  # channels of the output
     offset_dims: tuple[int, ...] = (64, 128)  # hidden channels of the guided offsets
-    start_at_box: bool = False  # where the guided points start, see GuidedAlignment.start_at_box
+    offset_init: str = "random"  # where guided points start: "box", "edges": see start_at_box
     anchor_sizes: tuple[float, ...] = ()  # side of each level's anchors in strides
     delta_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # of the refinement module's deltas
 
@@ -94,9 +96,11 @@ class AlignmentLayer(nn.Module):
         """The convolutions that a ReLU follows; the last one of the offsets is none of them."""
         return [self.conv]
 
-    def start_at_box(self, anchor_size: float, delta_weights: Sequence[float]) -> None:
+    def start_at_box(
+        self, anchor_size: float, delta_weights: Sequence[float], to_edges: bool = False
+    ) -> None:
         """Let the points start on a grid over the adjusted anchor box, where the layer can."""
-        raise UserError("MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs ALIGNMENT 'guided'")
+        raise UserError(f"{_AT_BOXES} needs ALIGNMENT 'guided'")
 
 
 @register_alignment("conv")
@@ -147,10 +151,12 @@ class GuidedAlignment(DeformAlignment):
         return [self.conv, *self.offset[:-1]]
 
     @torch.no_grad()
-    def start_at_box(self, anchor_size: float, delta_weights: Sequence[float]) -> None:
+    def start_at_box(
+        self, anchor_size: float, delta_weights: Sequence[float], to_edges: bool = False
+    ) -> None:
         """
-        Let the k x k points start on a regular grid over the adjusted anchor box, as RoIAlign would
-        lay it, instead of around the anchor's centre. Not in the paper.
+        Let the k x k points start on a regular grid over the adjusted anchor box, instead of around
+        the anchor's centre. Not in the paper.
 
         To first order in the deltas the offsets that do this are linear, and the micro-network can
         hold a linear map: its first eight hidden units carry the deltas' positive and negative
@@ -159,27 +165,28 @@ class GuidedAlignment(DeformAlignment):
         Args:
             anchor_size: side of the level's anchors in units of the stride.
             delta_weights: the (x, y, w, h) weights of the refinement module's parametrisation.
+            to_edges: the outer points lie on the edges of the box; else each point is the centre of
+                one of k x k equal parts of the box, as RoIAlign would lay it.
         """
         *hidden, last = self.offset
         if min(layer.out_channels for layer in hidden) < 8:
-            raise UserError(
-                "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs OFFSET_DIMS of at least 8"
-            )
+            raise UserError(f"{_AT_BOXES} needs OFFSET_DIMS of at least 8")
         signs = torch.tensor([1.0, -1.0])
         first = torch.kron(torch.eye(4), signs[:, None])  # (8, 4)
         for layer, weight in zip(hidden, [first] + [torch.eye(8)] * (len(hidden) - 1)):
             layer.weight[:8] = 0
             layer.weight[:8, : weight.shape[1], 0, 0] = weight
         k = self.conv.kernel_size[0]
+        spacing = anchor_size / max(k - 1 if to_edges else k, 1)
         steps = torch.arange(k) - k // 2
         linear = torch.zeros(k, k, 2, 4)  # d(dy, dx) of each point by d(x, y, w, h)
         linear[..., 0, 1] = linear[..., 1, 0] = anchor_size
-        linear[..., 0, 3] = steps[:, None] * anchor_size / k
-        linear[..., 1, 2] = steps[None, :] * anchor_size / k
+        linear[..., 0, 3] = steps[:, None] * spacing
+        linear[..., 1, 2] = steps[None, :] * spacing
         linear = linear.flatten(0, 2) / torch.tensor(delta_weights)
         last.weight[:, :8, 0, 0] = torch.kron(linear, signs[None])
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
-        last.bias.copy_((grid * (anchor_size / k - 1)).flatten())
+        last.bias.copy_((grid * (spacing - 1)).flatten())
 
 
 def build_alignments(in_channels: int, settings: AlignmentSettings) -> nn.ModuleDict:
@@ -209,7 +216,8 @@ def start_at_boxes(alignments: nn.ModuleDict, settings: AlignmentSettings) -> No
         sizes = {s for s, own in zip(settings.anchor_sizes, settings.layer_names) if own == name}
         if len(sizes) != 1:
             raise UserError(
-                "MODEL.MIMICDET.STUDENT.OFFSET_INIT 'box' needs levels of one kernel whose anchors "
-                f"are alike in strides, got {sorted(sizes)}"
+                f"{_AT_BOXES} needs levels of one kernel whose anchors are alike in strides, "
+                f"got {sorted(sizes)}"
             )
-        layer.start_at_box(sizes.pop(), settings.delta_weights)
+        to_edges = settings.offset_init == "edges"
+        layer.start_at_box(sizes.pop(), settings.delta_weights, to_edges)
