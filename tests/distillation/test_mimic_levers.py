@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from mimicdet import build_distiller
@@ -99,6 +100,39 @@ def test_boxes_without_an_object_teach_no_box():
     assert losses["loss_mimic_scores"] > 0
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("score_loss", ["softmax", "binary"])
+def test_the_quality_of_the_teachers_boxes_is_a_target_of_scores(score_loss):
+    opts = (*NO_FEATURES, f"{TERMS}QUALITY", 1.0, f"{M}MIMIC.SCORE_LOSS", score_loss)
+    distiller = distiller_of(*opts)
+    losses = step(distiller)
+    torch.manual_seed(0)
+    _, tensors = distiller.student.forward_training(INPUTS)
+    labels, transform = tensors.labelled, distiller.methods[0].box2box_transform
+    found = transform.apply_deltas(tensors.teacher.pred_box_deltas, labels.boxes)
+    gaps, objects = [], 0
+    for i, label in enumerate(labels.gt_classes.tolist()):
+        scores = tensors.student.pred_class_logits[i].softmax(dim=0)
+        target = torch.zeros_like(scores)
+        if label < len(scores) - 1:
+            target[label] = pairwise_iou(Boxes(found[i : i + 1]), Boxes(labels.gt_boxes[i : i + 1]))
+            objects += 1
+        target[-1] = 1 - target.sum()
+        gaps.append(by_hand(scores, target, score_loss))
+    assert objects
+    torch.testing.assert_close(losses["loss_mimic_quality"], torch.stack(gaps).mean())
+    losses["loss_mimic_quality"].backward()
+    assert "class_logits.weight" in reached(distiller.student.student_head)
+    assert not reached(distiller.student.roi_heads)
+
+
+def by_hand(scores, target, score_loss):
+    """The gap of one box from (K + 1) probabilities."""
+    weights = (target - scores).abs()
+    if score_loss == "softmax":
+        return -weights.sum() / 2 * (target * scores.log()).sum()
+    return -(weights * (target * scores.log() + (1 - target) * (1 - scores).log())).sum()
 
 
 def test_heads_that_are_not_split_take_the_terms_of_outputs_too():

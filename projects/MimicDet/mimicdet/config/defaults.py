@@ -159,6 +159,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     # The same of what the T-head's output layers make of the S-head's features (CrossKD).
     _C.MIMIC.TERMS.CROSS_SCORES = 0.0
     _C.MIMIC.TERMS.CROSS_BOXES = 0.0
+    # As SCORES, of the IoU of the T-head's box with its object in place of its scores.
+    _C.MIMIC.TERMS.QUALITY = 0.0
     # Boxes that are compared: "sampled" (for the T-head; the paper's), or "sampled_and_mined", with
     # those that the S-head's hard mining chose.
     _C.MIMIC.SAMPLES = "sampled"

@@ -229,7 +229,7 @@ def check_fit(cfg: CfgNode, teacher_cfg: CfgNode, path: str) -> None:
         ),
     }
     terms = student.MIMICDET.MIMIC.TERMS
-    if terms.BOXES or terms.CROSS_BOXES:
+    if terms.BOXES or terms.CROSS_BOXES or terms.QUALITY:
         weights = (x.ROI_BOX_HEAD.BBOX_REG_WEIGHTS for x in (student, teacher))
         pairs["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"] = tuple(map(tuple, weights))
     wrong = [f"{key}: {a!r} here, {b!r} there" for key, (a, b) in pairs.items() if a != b]

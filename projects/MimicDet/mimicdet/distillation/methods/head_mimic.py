@@ -6,6 +6,8 @@ from dataclasses import replace
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes
+from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor, nn
 
 from ...modeling.losses import cosine_gap
@@ -28,7 +30,7 @@ FEATURE_TERMS = {
     True: {"CLS": "pred_class_logits", "LOC": "box_features"},
     False: {"SHARED": "box_features"},
 }
-OUTPUT_TERMS = ("SCORES", "BOXES", "CROSS_SCORES", "CROSS_BOXES")
+OUTPUT_TERMS = ("SCORES", "BOXES", "CROSS_SCORES", "CROSS_BOXES", "QUALITY")
 
 
 @DISTILLATION_REGISTRY.register()
@@ -48,6 +50,8 @@ class HeadMimic(DistillationMethod):
         CROSS_SCORES, CROSS_BOXES: the same, of what the T-head's output layers make of the S-head's
         features; those layers do not learn from it. Source: Wang et al., CrossKD: Cross-Head
         Knowledge Distillation for Object Detection, CVPR 2024; here the cut is the last layer.
+        QUALITY: as SCORES, but the target is the IoU of the T-head's box with the object for the
+        object's class, the rest for the background: a score that says how good a box is.
 
     It has no node in DISTILLATION: MODEL.MIMICDET.MIMIC switches it on. The teacher is the T-head
     on the student's own backbone, or the separate one of Table 5.
@@ -101,7 +105,7 @@ class HeadMimic(DistillationMethod):
         self.weighs = (weighting, max_background) if weighting or max_background < 1 else ()
         if any(term.startswith("CROSS") for term in self.terms):
             self.needs_teacher |= {"cross_predictions"}
-        if {"BOXES", "CROSS_BOXES"} & set(self.terms) or self.weighs:
+        if {"BOXES", "CROSS_BOXES", "QUALITY"} & set(self.terms) or self.weighs:
             self.needs_student |= {"query_labels"}
         self.projectors = nn.ModuleDict()
         if projector:
@@ -146,11 +150,13 @@ class HeadMimic(DistillationMethod):
                 losses[f"loss_mimic_{term.lower()}"] = factor * weighted_mean(gap, weights)
                 continue
             outputs = teacher.cross_predictions(own) if term.startswith("CROSS") else own
-            if term.endswith("SCORES"):
-                gap = self.score_gap(outputs.pred_class_logits, target.pred_class_logits)
-                loss = weighted_mean(gap, weights)
-            else:
+            if term.endswith("BOXES"):
                 loss = self._box_loss(outputs, target, student.query_labels, weights)
+            else:
+                aim = target.pred_class_logits
+                if term == "QUALITY":
+                    aim = self._quality(target.pred_box_deltas, student.query_labels, aim)
+                loss = weighted_mean(self.score_gap(outputs.pred_class_logits, aim), weights)
             losses[f"loss_mimic_{term.lower()}"] = factor * loss
         return losses
 
@@ -169,6 +175,18 @@ class HeadMimic(DistillationMethod):
         deltas = own.pred_box_deltas[chosen], target.pred_box_deltas[chosen]
         gap = self.box_gap(*deltas, boxes.boxes[chosen], self.box2box_transform)
         return weighted_mean(gap, None if weights is None else weights[chosen])
+
+    @torch.no_grad()
+    def _quality(self, deltas: Tensor, boxes: LabelledBoxes, logits: Tensor) -> Tensor:
+        """The T-head's boxes as (b, K + 1) log-probabilities, see QUALITY."""
+        chosen = boxes.foreground(logits.shape[1] - 1)
+        boxes = boxes.select(chosen)
+        found = self.box2box_transform.apply_deltas(deltas[chosen].float(), boxes.boxes)
+        iou = matched_pairwise_iou(Boxes(found), Boxes(boxes.gt_boxes)).clamp(max=1)
+        scores = torch.zeros_like(logits, dtype=torch.float32)
+        scores[chosen] = scores[chosen].scatter(1, boxes.gt_classes[:, None], iou[:, None])
+        scores[:, -1] = 1 - scores.sum(dim=1)
+        return scores.log()
 
     @torch.no_grad()
     def _keep_cosines(self, own: HeadPredictions, target: HeadPredictions) -> None:
