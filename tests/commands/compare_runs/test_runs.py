@@ -143,6 +143,26 @@ def test_what_is_kept_of_a_run(fakes, configs, arguments, tmp_path, monkeypatch)
     assert main([*arguments, "--seeds", "3", "--opts", *SHORT, "SOLVER.BASE_LR", "0.5"]) == 2
 
 
+# The row "alone" has its results, and goes on until another run has ended.
+FAKE_SLOW = (
+    FAKE_TRAIN
+    + """
+import time
+if path.parent.parent.name == "alone":
+    (path.parent / "inference_teacher").mkdir()
+    (path.parent / "inference_teacher/metrics.json").write_text('{"iteration": 2, "bbox/AP": 70.0}')
+    while "| taught, S-head | 1 |" not in path.parents[2].joinpath("table.md").read_text():
+        time.sleep(0.05)
+"""
+)
+
+
+def test_the_time_of_a_run_is_that_of_its_end(fakes, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_TRAIN", FAKE_SLOW)
+    assert main([*arguments, "--seeds", "1", "--jobs", "2", "--opts", *SHORT]) == 0
+    assert all(run.seconds > 0 for run in read_results(tmp_path / "runs.json").runs)
+
+
 def test_the_users_number_of_threads_holds(fakes, arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert main([*arguments, "--seeds", "1", "--opts", *SHORT]) == 0

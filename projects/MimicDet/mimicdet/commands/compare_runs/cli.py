@@ -122,6 +122,8 @@ class Comparison:
                     print(f"{progress.counts()} {run.title}: begins", flush=True)
                     continue
                 progress.ended(run)
+                # Its results may have been there, and read, before its process had ended.
+                self._records.pop(run.key, None)
                 if problem:
                     well = False
                     print(f"error: {problem}", file=sys.stderr, flush=True)
