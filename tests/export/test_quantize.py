@@ -1,12 +1,14 @@
 """Files of 8 bits: what is quantised, that they detect, and what is refused."""
 
 import cv2
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from onnx import parser
+from onnx import numpy_helper, parser
 
-from mimicdet.export import ExportOptions, load_exported, writer
+from mimicdet.export import ExportOptions, load_exported, quantize, writer
 from mimicdet.export.metadata import read_metadata
 from mimicdet.export.quantize import map_nodes
 from mimicdet.export.verify import sample_images, to_batch
@@ -18,7 +20,11 @@ GRAPH = """
 net (float[1, 3, 8, 8] images, int64[4] sizes) => (float[1, 3, 8, 8] out, float[1, 64] late) {
     shift = Constant <value = float {1.0}> ()
     moved = Sub (images, shift)
-    [stem] a = Conv (moved, stem_weight)
+    [stem] x = Conv (moved, stem_weight)
+    [early] y = Relu (x)
+    [second] z = Conv (y, second_weight)
+    [third] w = Conv (z, third_weight)
+    [fourth] a = Conv (w, fourth_weight)
     [act] b = Relu (a)
     [up] c = Resize <mode = "nearest"> (b, , , sizes)
     [sum] d = Add (b, c)
@@ -32,8 +38,50 @@ net (float[1, 3, 8, 8] images, int64[4] sizes) => (float[1, 3, 8, 8] out, float[
 
 
 def test_what_is_quantised():
-    """Convolutions and what reads nothing but their maps; no output layer, no decoding."""
-    assert map_nodes(parser.parse_graph(GRAPH)) == ["stem", "act", "up", "sum"]
+    """Convolutions and what reads nothing but their maps; not the first three, no output layer."""
+    assert map_nodes(parser.parse_graph(GRAPH)) == ["fourth", "act", "up", "sum"]
+
+
+CHAIN = """
+<ir_version: 9, opset_import: ["" : 18]>
+net (float[N, 4, H, W] images) => (float[N, 6, H, W] first, float[N, 6, H, W] second) {
+    [grouped] a = Conv <group = 2> (images, grouped_weight)
+    [one] first = Conv (a, shared_weight, shared_bias)
+    [two] second = Conv (images, shared_weight, shared_bias)
+}
+"""
+SHAPES = {"grouped_weight": (4, 2, 3, 3), "shared_weight": (6, 4, 1, 1), "shared_bias": (6,)}
+
+
+def test_bias_correction_keeps_the_means(monkeypatch):
+    """Rounded weights with corrected biases give channels the float model's mean."""
+    monkeypatch.setattr(quantize, "LARGEST_WEIGHT", 3)  # coarse, so that it shows
+    rng = np.random.default_rng(0)
+    model = parser.parse_model(CHAIN)
+    for name, shape in SHAPES.items():
+        value = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    # Of one colour each: the means over what a kernel sees and over the image are the same.
+    colours = rng.uniform(0, 2, (3, 1, 4, 1, 1)).astype(np.float32)
+    feeds = [{"images": np.tile(x, (8, 8))} for x in colours]
+
+    def means(with_correction, with_rounding):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        if with_correction:
+            quantize.correct_biases(changed, ["grouped", "one", "two"], feeds)
+        if with_rounding:
+            for x in changed.graph.initializer:
+                if x.name.endswith("_weight"):
+                    value = quantize.rounded(numpy_helper.to_array(x)).astype(np.float32)
+                    x.CopyFrom(numpy_helper.from_array(value, x.name))
+        session = onnxruntime.InferenceSession(changed.SerializeToString())
+        runs = [np.concatenate([y.mean((0, 2, 3)) for y in session.run(None, x)]) for x in feeds]
+        return np.mean(runs, axis=0)
+
+    expected = means(False, False)
+    assert (abs(means(False, True) - expected) > 0.02).sum() > 6  # of 12, in both maps
+    np.testing.assert_allclose(means(True, True), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +102,10 @@ def test_int8(student, exported, capfd, pictures, monkeypatch):
     types = {x.name: x.data_type for x in graph.initializer}
     kept = [n for n in types if "anchor_deltas.weight" in n or "objectness_logits.weight" in n]
     assert kept and all(types[n] == onnx.TensorProto.FLOAT for n in kept)
+    first = [x.input[1] for x in graph.node if x.op_type == "Conv"][:4]
+    assert [types.get(name) for name in first] == 3 * [onnx.TensorProto.FLOAT] + [None]
     assert sum(t == onnx.TensorProto.INT8 and "weight" in n for n, t in types.items()) > 20
+    assert any("_corrected_bias" in name for name in types)
     weights = [onnx.numpy_helper.to_array(x) for x in graph.initializer if x.data_type == x.INT8]
     largest = max(abs(x.astype(int)).max() for x in weights if x.ndim == 4)
     assert largest == 64  # 2 x 255 x 64 fits into 16 bits, where a CPU without VNNI adds in them

@@ -119,8 +119,10 @@ def export_model(
     with new_path(output) as temporary:
         WRITERS[options.file_format](model, temporary, metadata)
         if options.precision == "int8":
-            batches = (to_batch([image]) for image in images)
-            quantize(temporary, (dict(zip(INPUT_NAMES, batch)) for batch in batches))
+            calibration = images
+            quantize(
+                temporary, lambda: (dict(zip(INPUT_NAMES, to_batch([x]))) for x in calibration)
+            )
             images = images[:VERIFIED_IMAGES]
         check_content(temporary, options.file_format, metadata)
         count = verify(load_exported(temporary, options.file_format), model, images, metadata)
