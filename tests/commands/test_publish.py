@@ -65,6 +65,9 @@ def quick_export(tmp_path, monkeypatch):
     return calls
 
 
+FACTS = ("weights", "seed", "iterations", "minutes", "machine", "data", "licence")
+
+
 def call(run, *arguments):
     options = {"name": "cells", "config": NAME, "data": "BCCD", "licence": "MIT"}
     options |= {"machine": "a PC", "folder": run.parent / "out", "page": run.parent / "page.md"}
@@ -80,8 +83,8 @@ def test_entry_says_all_of_the_files_that_were_written(run, tmp_path, quick_expo
     assert entry["command"] == (
         f"python train_net.py --config-file configs/{NAME} SOLVER.MAX_ITER 10"
     )
-    facts = [entry[key] for key in ("seed", "iterations", "minutes", "machine", "data", "licence")]
-    assert facts == [1, 10, 1.5, "a PC", "BCCD", "MIT"]
+    facts = [entry[key] for key in FACTS]
+    assert facts == ["model_final.pth", 1, 10, 1.5, "a PC", "BCCD", "MIT"]
     assert set(entry["metrics"]) == {"student", "teacher", "onnx", "onnx_int8"}
     for metrics in entry["metrics"].values():
         assert {"AP", "AP50", *(f"AP-{name}" for name in CLASSES)} <= set(metrics)

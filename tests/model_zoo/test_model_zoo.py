@@ -106,7 +106,9 @@ def test_page_shows_the_registry(tmp_path):
     entry = {
         "config": LIGHT,
         "command": "python x",
+        "weights": "model_best.pth",
         "seed": 1,
+        "iterations": 600,
         "minutes": 20.4,
         "machine": "2 CPUs",
     }
@@ -116,5 +118,6 @@ def test_page_shows_the_registry(tmp_path):
     write_models(copy, {"fish": entry})
     text = copy.read_text(encoding="utf-8")
     assert f"| [fish](configs/{LIGHT}) | 41.3 | 45.0 |  |  | 80.0 | 20 | Fish; MIT |" in text
-    assert "- fish: AP by class: Fish 30.0. `python x`, seed 1, on 2 CPUs." in text
+    facts = "`model_best.pth` of `python x`, iteration 600, seed 1, on 2 CPUs."
+    assert f"- fish: AP by class: Fish 30.0. {facts}" in text
     assert text.startswith(page.partition(BEGIN)[0]) and text.endswith(page.partition(END)[2])

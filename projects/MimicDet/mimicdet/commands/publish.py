@@ -97,6 +97,7 @@ def publish(
         "command": shlex.join(
             ["python", "train_net.py", "--config-file", f"configs/{about.config}", *overrides]
         ),
+        "weights": weights.name,
         "seed": cfg.SEED,
         "iterations": iterations,
         "minutes": round(minutes, 1),

@@ -30,8 +30,9 @@ def format_models(registry: Mapping[str, Mapping[str, Any]]) -> str:
             for key, value in student.items()
             if key.startswith("AP-")
         ]
-        command = f"`{entry['command']}`, seed {entry['seed']}, on {entry['machine']}"
-        notes.append(f"- {name}: AP by class: {', '.join(by_class)}. {command}.")
+        command = f"`{entry['weights']}` of `{entry['command']}`, iteration {entry['iterations']}"
+        facts = f"{command}, seed {entry['seed']}, on {entry['machine']}"
+        notes.append(f"- {name}: AP by class: {', '.join(by_class)}. {facts}.")
     return "\n".join([*lines, "", *notes])
 
 
