@@ -17,7 +17,7 @@ help:
 	@echo "make demo    train on embedded data, evaluate, draw pictures (DEMO_ARGS=... for more)"
 	@echo "make test    run the tests (PYTEST_ARGS='-k name' for some of them)"
 	@echo "make stress  long tests of faults, kills and leaks, tens of minutes (PYTEST_ARGS as above)"
-	@echo "make lint    check format, lint and types"
+	@echo "make lint    check format, lint, types, and that tables of docs are those of their runs"
 	@echo "make setup   only install what is missing"
 	@echo "make clean   remove caches and build products; .venv and output/ stay"
 	@echo "PYTHON=...   the interpreter to set up from (default: python3)"
@@ -45,7 +45,8 @@ lint:
 	@python="$$($(SETUP) --extra dev)" && set -x && \
 		"$$python" -m ruff format --check . && \
 		"$$python" -m ruff check . && \
-		"$$python" -m mypy
+		"$$python" -m mypy && \
+		"$$python" tools/compare_runs.py --update docs/evidence.md --check
 
 clean:
 	rm -rf build dist
