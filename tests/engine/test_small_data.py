@@ -123,13 +123,13 @@ def test_jitter_is_built_of_detectron2s_transforms():
     cfg = jitter_config("INPUT.COLOR_JITTER", "0.25", "INPUT.SCALE_JITTER", "(0.5, 2.0)")
     augmentations = MimicDatasetMapper(cfg, is_train=True).augmentations.augs
     assert [type(x) for x in augmentations] == [
-        *(T.RandomBrightness, T.RandomContrast, T.RandomSaturation),
         *(T.ResizeShortestEdge, T.RandomCrop, T.RandomFlip),
+        *(T.RandomBrightness, T.RandomContrast, T.RandomSaturation),
     ]
-    assert {(x.intensity_min, x.intensity_max) for x in augmentations[:3]} == {(0.75, 1.25)}
-    resize = augmentations[3]
+    assert {(x.intensity_min, x.intensity_max) for x in augmentations[3:]} == {(0.75, 1.25)}
+    resize = augmentations[0]
     assert (resize.short_edge_length, resize.max_size, resize.is_range) == ((30, 120), 160, True)
-    assert augmentations[4].crop_size == (80, 80)
+    assert augmentations[1].crop_size == (80, 80)
     assert len(MimicDatasetMapper(cfg, is_train=False).augmentations.augs) == 1
 
 

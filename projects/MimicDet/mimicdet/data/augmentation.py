@@ -7,11 +7,11 @@ from ..config import config_check
 
 
 def add_jitter(cfg: CfgNode, augmentations: list[T.Augmentation]) -> list[T.Augmentation]:
-    """The list with INPUT.SCALE_JITTER worked into its resize, and INPUT.COLOR_JITTER before it."""
+    """
+    The list with INPUT.SCALE_JITTER worked into its resize, and INPUT.COLOR_JITTER at its end, where
+    the pixels are fewest.
+    """
     out: list[T.Augmentation] = []
-    if strength := cfg.INPUT.get("COLOR_JITTER", 0):
-        kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
-        out += [kind(1 - strength, 1 + strength) for kind in kinds]
     for augmentation in augmentations:
         if cfg.INPUT.get("SCALE_JITTER") and isinstance(augmentation, T.ResizeShortestEdge):
             least, most = cfg.INPUT.SCALE_JITTER
@@ -21,6 +21,9 @@ def add_jitter(cfg: CfgNode, augmentations: list[T.Augmentation]) -> list[T.Augm
             out.append(T.RandomCrop("absolute", (longest, longest)))
         else:
             out.append(augmentation)
+    if strength := cfg.INPUT.get("COLOR_JITTER", 0):
+        kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
+        out += [kind(1 - strength, 1 + strength) for kind in kinds]
     return out
 
 
