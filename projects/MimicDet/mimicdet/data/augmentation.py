@@ -8,8 +8,8 @@ from ..config import config_check
 
 def add_jitter(cfg: CfgNode, augmentations: list[T.Augmentation]) -> list[T.Augmentation]:
     """
-    The list with INPUT.SCALE_JITTER worked into its resize, and INPUT.COLOR_JITTER at its end, where
-    the pixels are fewest.
+    The list with INPUT.SCALE_JITTER worked into its resize, and INPUT.COLOR_JITTER at its end,
+    where the pixels are fewest.
     """
     out: list[T.Augmentation] = []
     for augmentation in augmentations:
