@@ -10,6 +10,7 @@ from detectron2.structures import Boxes
 from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor, nn
 
+from ...modeling.layers.precision import at_least_float32
 from ...modeling.losses import cosine_gap
 from ...modeling.structures import HeadPredictions, LabelledBoxes
 from ...utils.errors import check_choice, check_choices
@@ -144,18 +145,16 @@ class HeadMimic(DistillationMethod):
             weights = box_weights(target.pred_class_logits, classes, *self.weighs)
         losses = {}
         for term, factor in self.terms.items():
-            if term in self.compared:
-                output = self.compared[term]
-                gap = self.feature_gap(getattr(own, output), getattr(target, output))
-                losses[f"loss_mimic_{term.lower()}"] = factor * weighted_mean(gap, weights)
-                continue
             outputs = teacher.cross_predictions(own) if term.startswith("CROSS") else own
-            if term.endswith("BOXES"):
+            if output := self.compared.get(term):
+                gap = self.feature_gap(getattr(own, output), getattr(target, output))
+                loss = weighted_mean(gap, weights)
+            elif term.endswith("BOXES"):
                 loss = self._box_loss(outputs, target, student.query_labels, weights)
             else:
                 aim = target.pred_class_logits
                 if term == "QUALITY":
-                    aim = self._quality(target.pred_box_deltas, student.query_labels, aim)
+                    aim = self._quality(target, student.query_labels)
                 loss = weighted_mean(self.score_gap(outputs.pred_class_logits, aim), weights)
             losses[f"loss_mimic_{term.lower()}"] = factor * loss
         return losses
@@ -177,13 +176,15 @@ class HeadMimic(DistillationMethod):
         return weighted_mean(gap, None if weights is None else weights[chosen])
 
     @torch.no_grad()
-    def _quality(self, deltas: Tensor, boxes: LabelledBoxes, logits: Tensor) -> Tensor:
+    def _quality(self, target: HeadPredictions, boxes: LabelledBoxes) -> Tensor:
         """The T-head's boxes as (b, K + 1) log-probabilities, see QUALITY."""
+        logits = target.pred_class_logits
         chosen = boxes.foreground(logits.shape[1] - 1)
         boxes = boxes.select(chosen)
-        found = self.box2box_transform.apply_deltas(deltas[chosen].float(), boxes.boxes)
+        deltas = at_least_float32(target.pred_box_deltas[chosen])
+        found = self.box2box_transform.apply_deltas(deltas, boxes.boxes)
         iou = matched_pairwise_iou(Boxes(found), Boxes(boxes.gt_boxes)).clamp(max=1)
-        scores = torch.zeros_like(logits, dtype=torch.float32)
+        scores = torch.zeros_like(logits, dtype=iou.dtype)
         scores[chosen] = scores[chosen].scatter(1, boxes.gt_classes[:, None], iou[:, None])
         scores[:, -1] = 1 - scores.sum(dim=1)
         return scores.log()
