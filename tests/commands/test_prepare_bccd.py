@@ -127,7 +127,7 @@ def test_without_a_checkout_the_data_says_what_is_missing(clean_catalogs, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "config", ["Quickstart/mimicdet_R_18_FPN_bccd", "Distillation/bccd/retinanet_R_34_bccd"]
+    "config", ["Quickstart/mimicdet_R_18_FPN_bccd", "Distillation/bccd/retinanet_lite0_bccd"]
 )
 def test_configs_read_the_embedded_data(config):
     datasets = model_zoo.get_config(config).DATASETS

@@ -39,6 +39,14 @@ def test_the_tables(results):
     ]
     assert "| taught - alone | 1 | -1.0 | -1.0 | -1.0 | - |" in gains
     assert gains[-1].startswith("taught on fish was dropped after 3 seeds: ")
+    assert markdown(results, "summary").splitlines()[:6] == [
+        "| Data | Row | Seeds | AP | AP, T-head | Difference [95 % interval] |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| cells | alone | 3 | 42.0 | 50.0 | - |",
+        "| cells | taught | 3 | 44.0 | 54.0 | +2.0 [-0.5, +4.5] to alone |",
+        "| fish | alone | 1 | 30.0 | - | - |",
+        "| fish | taught | 1 | 29.0 | - | -1.0 to alone |",
+    ]
     assert "| waiting | - | - | - | - | - | - | - | - |" in markdown(results)
 
 

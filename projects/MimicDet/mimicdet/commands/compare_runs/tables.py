@@ -15,12 +15,13 @@ from .statistics import (
     head_values,
     metric_names,
     pair_gains,
+    paired_difference,
     values_by_seed,
 )
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
 
-PARTS = ("means", "gains")
+PARTS = ("means", "gains", "summary")
 _MARKED = re.compile(
     r"(?P<begin><!-- runs(?P<part> \w+)?: (?P<files>[^\n>]+?) -->\n)(?P<text>.*?)"
     r"(?P<end><!-- /runs -->)",
@@ -70,6 +71,29 @@ def gains_table(results: Results, set_name: str) -> Table:
     return ["Difference", "Pairs", *metrics], rows
 
 
+def summary_table(results: Results) -> Table:
+    """
+    A row for each row and set: number of seeds, mean AP of its heads, and the difference in AP of
+    its first head to the baseline of its first pair.
+    """
+    baselines = {pair.row: pair.baseline for pair in reversed(results.pairs)}
+    table = []
+    for set_name in results.sets:
+        for name in results.rows:
+            s_head, t_head = (values_by_seed(results, set_name, name, x, "AP") for x in HEADS)
+            if not s_head:
+                continue
+            baseline = baselines.get(name, "")
+            others = values_by_seed(results, set_name, baseline, HEADS[0], "AP")
+            difference = paired_difference(s_head, others)
+            means = [_mean(list(x.values())) for x in (s_head, t_head)]
+            gain = f"{difference_text(difference)} to {baseline}" if difference else ""
+            table.append([set_name, name, str(len(s_head)), *means, gain])
+    header = ["Data", "Row", "Seeds", "AP", "AP, T-head", "Difference [95 % interval]"]
+    kept = [i for i in range(len(header)) if any(row[i] for row in table)]
+    return [header[i] for i in kept], [[row[i] or "-" for i in kept] for row in table]
+
+
 def difference_text(difference: Difference | None) -> str:
     """Such as "+1.2 [+0.3, +2.1]"; without interval for one pair, "-" for none."""
     if difference is None:
@@ -92,26 +116,31 @@ def markdown(results: Results, part: str = "") -> str:
     The tables of all sets.
 
     Args:
-        part: "means" or "gains"; "": both.
+        part: "means", "gains" or "summary"; "": the first two.
     """
-    blocks = []
-    for set_name in results.sets:
+    if part == "summary":
+        blocks = [_lines(*summary_table(results))]
+    else:
+        blocks = []
         tables = {"means": means_table, "gains": gains_table}
-        for name in [part] if part else PARTS:
-            header, rows = tables[name](results, set_name)
-            if not rows:
-                continue
-            title = f"**{set_name}**\n\n" if set_name else ""
-            lines = [header, ["---"] * len(header), *rows]
-            blocks.append(title + "".join("| " + " | ".join(x) + " |\n" for x in lines))
+        for set_name in results.sets:
+            for name in [part] if part else tables:
+                header, rows = tables[name](results, set_name)
+                if rows:
+                    title = f"**{set_name}**\n\n" if set_name else ""
+                    blocks.append(title + _lines(header, rows))
     blocks += [f"{dropped_text(x)}\n" for x in results.dropped]
     return "\n".join(blocks)
+
+
+def _lines(header: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(x)} |\n" for x in (header, ["---"] * len(header), *rows))
 
 
 def updated_page(path: Path) -> tuple[str, str]:
     """
     (text of a Markdown page, the same with its tables made anew). Tables stand between the lines
-    `<!-- runs: FILE ... -->` and `<!-- /runs -->`; `runs means:` and `runs gains:` ask for a part.
+    `<!-- runs: FILE ... -->` and `<!-- /runs -->`; `runs means:` (gains, summary) asks for a part.
     FILE, without blanks, is a runs.json, from the page's folder; several are merged.
 
     Raises:
