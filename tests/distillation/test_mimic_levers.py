@@ -1,8 +1,11 @@
 """What MODEL.MIMICDET.MIMIC adds to the paper's mimic loss, in the model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
+from detectron2.solver import get_default_optimizer_params
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
@@ -11,6 +14,7 @@ from mimicdet.checkpoint import load_weights
 from mimicdet.checkpoint.student import extract_student
 from mimicdet.distillation import build_separate_teacher
 from mimicdet.distillation.head_losses import FEATURE_LOSSES, softmax_gap
+from mimicdet.engine.averaging import ModelAverage
 from mimicdet.export.optimize import copy_for_inference
 from mimicdet.modeling.losses import cosine_gap, mimic_loss
 from mimicdet.utils.errors import UserError
@@ -416,3 +420,25 @@ def test_output_layers_are_copied_in_the_first_iteration_of_the_mimic_loss():
     student.class_logits.weight.data.zero_()
     at_iteration(distiller, 3)
     assert not student.class_logits.weight.any()  # once
+
+
+def test_both_heads_train_the_same_output_layers():
+    distiller = distiller_of(f"{M}MIMIC.SHARE_OUTPUTS", True)
+    model = distiller.student
+    assert model.student_head.class_logits is model.roi_heads.class_logits
+    losses = step(distiller)
+    weight = model.student_head.box_deltas.weight
+    for name in ("loss_student_loc", "loss_teacher_loc"):
+        (gradient,) = torch.autograd.grad(losses[name], weight, retain_graph=True)
+        assert gradient.any()
+    groups = get_default_optimizer_params(model)
+    assert sum(weight is p for group in groups for p in group["params"]) == 1
+    average = ModelAverage(model, 0.5)
+    average.trainer = SimpleNamespace(iter=100)
+    with torch.no_grad():
+        weight += 1
+    average.after_step()
+    torch.testing.assert_close(average.average.student_head.box_deltas.weight, weight - 0.5)
+    assert {"student_head.box_deltas.weight", "roi_heads.box_deltas.weight"} <= set(
+        model.state_dict()
+    )

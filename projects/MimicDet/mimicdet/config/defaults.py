@@ -146,6 +146,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     # In iteration START_ITER the S-head's two output layers become copies of the T-head's; 0 pays
     # where MODEL.WEIGHTS hold a trained T-head. Not in the paper.
     _C.MIMIC.COPY_OUTPUTS = False
+    # The two heads have the same output layers, which the losses of both train. Not in the paper.
+    _C.MIMIC.SHARE_OUTPUTS = False
     # Factor of each term, loss_mimic_<term>; 0: without it. All are means over the same boxes.
     _C.MIMIC.TERMS = CN()
     # The paper's: the heads' logits and regression features; SHARED in place of both where the

@@ -1,6 +1,8 @@
 """The exponential moving average of the weights: SOLVER.EMA."""
 
 import copy
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +10,11 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from ..modeling.heads.averaged_teacher import kept_share
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers; each once, though two layers share it."""
+    return itertools.chain(model.parameters(), model.buffers())
 
 
 class ModelAverage(HookBase):
@@ -45,11 +52,10 @@ class ModelAverage(HookBase):
     def after_step(self) -> None:
         decay = kept_share(self.decay, self.trainer.iter + 1)
         averages, values = [], []
-        trained = self.model.state_dict()
-        for name, average in self.average.state_dict().items():
+        for average, value in zip(_tensors(self.average), _tensors(self.model)):
             if average.is_floating_point():
                 averages.append(average)
-                values.append(trained[name])
+                values.append(value)
             else:  # a batch norm's counter
-                average.copy_(trained[name])
+                average.copy_(value)
         torch._foreach_lerp_(averages, values, 1 - decay)

@@ -236,13 +236,16 @@ def _check_schedule(cfg) -> Iterator[str]:
             f"{keys.START_ITER}"
         )
     student_dim, teacher_dim = cfg.MODEL.MIMICDET.STUDENT.FEATURE_DIM, cfg.MODEL.ROI_BOX_HEAD.FC_DIM
-    if keys.COPY_OUTPUTS and student_dim != teacher_dim:
-        yield (
-            f"MODEL.MIMICDET.MIMIC.COPY_OUTPUTS needs STUDENT.FEATURE_DIM {student_dim} to equal "
-            f"MODEL.ROI_BOX_HEAD.FC_DIM {teacher_dim}"
-        )
-    if keys.COPY_OUTPUTS and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:
-        yield "MODEL.MIMICDET.MIMIC.COPY_OUTPUTS needs TEACHER.ENABLED"
+    for name in ("COPY_OUTPUTS", "SHARE_OUTPUTS"):
+        if getattr(keys, name) and student_dim != teacher_dim:
+            yield (
+                f"MODEL.MIMICDET.MIMIC.{name} needs STUDENT.FEATURE_DIM {student_dim} to equal "
+                f"MODEL.ROI_BOX_HEAD.FC_DIM {teacher_dim}"
+            )
+        if getattr(keys, name) and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:
+            yield f"MODEL.MIMICDET.MIMIC.{name} needs TEACHER.ENABLED"
+    if keys.COPY_OUTPUTS and keys.SHARE_OUTPUTS:
+        yield "MODEL.MIMICDET.MIMIC.COPY_OUTPUTS has no effect with SHARE_OUTPUTS: set one of them"
     if keys.TEACHER_EMA and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:
         yield (
             f"MODEL.MIMICDET.MIMIC.TEACHER_EMA {keys.TEACHER_EMA} needs TEACHER.ENABLED: a "

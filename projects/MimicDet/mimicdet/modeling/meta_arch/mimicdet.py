@@ -32,6 +32,7 @@ from ..proposal_generator.refinement import RefinementModule
 from ..structures import BoxQuery, LabelledBoxes, ModelOutputs, TrainingTensors, flat_indices
 
 EVAL_HEADS = ("student", "teacher")
+OUTPUT_LAYERS = ("class_logits", "box_deltas")  # of both heads
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class MimicDet(nn.Module):
         student_start: int = 0,
         teacher_decay: float = 0.0,
         copy_outputs_at: int = -1,
+        share_outputs: bool = False,
     ):
         """
         Args:
@@ -82,6 +84,7 @@ class MimicDet(nn.Module):
                 AveragedTeacher.
             copy_outputs_at: the iteration that begins with the T-head's output layers copied into
                 the S-head's; -1: none.
+            share_outputs: the S-head's output layers are the T-head's.
         """
         super().__init__()
         self.backbone = backbone
@@ -95,6 +98,9 @@ class MimicDet(nn.Module):
         self.mimics = mimics
         self.student_start = student_start
         self.copy_outputs_at = copy_outputs_at
+        if share_outputs:
+            for name in OUTPUT_LAYERS:
+                setattr(student_head, name, getattr(roi_heads, name))
         self.averaged_teacher = AveragedTeacher(roi_heads, teacher_decay) if teacher_decay else None
         # Mixed precision of inference; optimize_for_inference sets it.
         self.autocast_dtype: torch.dtype | None = None
@@ -123,6 +129,7 @@ class MimicDet(nn.Module):
             "mimics": keys.MIMIC.ENABLED,
             "student_start": keys.STUDENT.START_ITER,
             "copy_outputs_at": keys.MIMIC.START_ITER if copies else -1,
+            "share_outputs": keys.MIMIC.ENABLED and keys.MIMIC.SHARE_OUTPUTS,
             "teacher_decay": keys.MIMIC.TEACHER_EMA if keys.MIMIC.ENABLED else 0.0,
         }
 
@@ -174,7 +181,7 @@ class MimicDet(nn.Module):
         if self.averaged_teacher is not None:
             self.averaged_teacher.follow(self.roi_heads, restart=iteration == 0)
         if iteration == self.copy_outputs_at:
-            for name in ("class_logits", "box_deltas"):
+            for name in OUTPUT_LAYERS:
                 layer = getattr(self.roi_heads, name)
                 getattr(self.student_head, name).load_state_dict(layer.state_dict())
         images = self.preprocess_image(batched_inputs)
