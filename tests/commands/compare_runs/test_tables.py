@@ -7,7 +7,7 @@ import pytest
 
 from mimicdet.commands.compare_runs import main
 from mimicdet.commands.compare_runs.page import mean_curve
-from mimicdet.commands.compare_runs.records import Dropped, write_results
+from mimicdet.commands.compare_runs.records import Dropped, Results, write_results
 from mimicdet.commands.compare_runs.tables import markdown
 from mimicdet.visualization.forest import forest_figure
 
@@ -47,6 +47,7 @@ def test_the_tables(results):
         "| fish | alone | 1 | 30.0 | - | - |",
         "| fish | taught | 1 | 29.0 | - | -1.0 to alone |",
     ]
+    assert markdown(Results(["alone"], ["cells"]), "summary") == ""
     assert "| waiting | - | - | - | - | - | - | - | - |" in markdown(results)
 
 

@@ -119,22 +119,19 @@ def markdown(results: Results, part: str = "") -> str:
         part: "means", "gains" or "summary"; "": the first two.
     """
     if part == "summary":
-        blocks = [_lines(*summary_table(results))]
+        tables = [("", summary_table(results))]
     else:
-        blocks = []
-        tables = {"means": means_table, "gains": gains_table}
-        for set_name in results.sets:
-            for name in [part] if part else tables:
-                header, rows = tables[name](results, set_name)
-                if rows:
-                    title = f"**{set_name}**\n\n" if set_name else ""
-                    blocks.append(title + _lines(header, rows))
+        makers = {"means": means_table, "gains": gains_table}
+        parts = [part] if part else list(makers)
+        tables = [(x, makers[name](results, x)) for x in results.sets for name in parts]
+    blocks = []
+    for set_name, (header, rows) in tables:
+        if rows:
+            title = f"**{set_name}**\n\n" if set_name else ""
+            lines = [header, ["---"] * len(header), *rows]
+            blocks.append(title + "".join("| " + " | ".join(x) + " |\n" for x in lines))
     blocks += [f"{dropped_text(x)}\n" for x in results.dropped]
     return "\n".join(blocks)
-
-
-def _lines(header: list[str], rows: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(x)} |\n" for x in (header, ["---"] * len(header), *rows))
 
 
 def updated_page(path: Path) -> tuple[str, str]:
