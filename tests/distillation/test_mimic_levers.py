@@ -97,6 +97,20 @@ def test_factors_of_terms():
         assert torch.equal(more[key], once[key])
 
 
+@pytest.mark.parametrize("name", FEATURE_LOSSES)
+def test_the_feature_behind_the_logits_is_mimicked(name):
+    opts = (*NO_FEATURES, f"{TERMS}CLASS_FEATURES", 2.0, f"{M}MIMIC.FEATURE_LOSS", name)
+    distiller = distiller_of(*opts)
+    losses = mimic_part(step(distiller))
+    torch.manual_seed(0)
+    _, tensors = distiller.student.forward_training(INPUTS)
+    pair = tensors.student.class_features, tensors.teacher.class_features
+    expected = 2 * FEATURE_LOSSES[name](*pair).mean()
+    torch.testing.assert_close(losses, {"loss_mimic_class_features": expected})
+    cosine = distiller.methods[0].metrics({})["mimic/cosine_class_features"]
+    assert cosine == pytest.approx(1 - cosine_gap(*pair).mean().item())
+
+
 def test_boxes_without_an_object_teach_no_box():
     distiller = distiller_of(f"{TERMS}SCORES", 1.0, f"{TERMS}BOXES", 1.0)
     losses = step(distiller, EMPTY)

@@ -155,6 +155,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.MIMIC.TERMS.CLS = 1.0
     _C.MIMIC.TERMS.LOC = 1.0
     _C.MIMIC.TERMS.SHARED = 1.0
+    # Not in the paper: the feature that the logits are made of.
+    _C.MIMIC.TERMS.CLASS_FEATURES = 0.0
     # Not in the paper: the T-head's class probabilities, and its boxes where there is an object.
     _C.MIMIC.TERMS.SCORES = 0.0
     _C.MIMIC.TERMS.BOXES = 0.0
@@ -171,8 +173,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.MIMIC.WEIGHTING = []
     # The background's share of all weights at most; 0: boxes with an object alone.
     _C.MIMIC.MAX_BACKGROUND = 1.0
-    # Of CLS, LOC and SHARED: "cosine" (the paper's), "standardized" (PKD: each channel over the
-    # boxes), "l2" or "smooth_l1".
+    # Of CLS, LOC, SHARED and CLASS_FEATURES: "cosine" (the paper's), "standardized" (PKD: each
+    # channel over the boxes), "l2" or "smooth_l1".
     _C.MIMIC.FEATURE_LOSS = "cosine"
     # A linear layer on the student's features before they are compared. It begins as the identity
     # where FEATURE_DIM is FC_DIM, and lets the two differ. It is in training checkpoints, not in

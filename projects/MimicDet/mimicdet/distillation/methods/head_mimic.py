@@ -25,12 +25,17 @@ from ..head_losses import (
 from ..tensors import DetectorLayout, DetectorTensors
 from .base import DISTILLATION_REGISTRY, DistillationMethod
 
-# Eq. 1 of heads that are split, and of those that are not (Table 3's light and heavy rows): which
-# output of a head each term compares.
+# Which output of a head each term compares: of heads that are split, and of those that are not
+# (Table 3's light and heavy rows).
 FEATURE_TERMS = {
-    True: {"CLS": "pred_class_logits", "LOC": "box_features"},
+    True: {
+        "CLS": "pred_class_logits",
+        "LOC": "box_features",
+        "CLASS_FEATURES": "class_features",
+    },
     False: {"SHARED": "box_features"},
 }
+PAPER_TERMS = ("CLS", "LOC", "SHARED")  # Eq. 1
 OUTPUT_TERMS = ("SCORES", "BOXES", "CROSS_SCORES", "CROSS_BOXES", "QUALITY")
 
 
@@ -47,6 +52,8 @@ class HeadMimic(DistillationMethod):
     factor writes loss_mimic_<name>; it is a function of a box, averaged over the boxes:
 
         CLS, LOC: the paper's two; SHARED: the one of heads that are not split.
+        CLASS_FEATURES: the D-d feature that the logits are made of. With few classes the logits say
+            little about it.
         SCORES: class probabilities. BOXES: predicted boxes, over the boxes that have an object.
         CROSS_SCORES, CROSS_BOXES: the same, of what the T-head's output layers make of the S-head's
         features; those layers do not learn from it. Source: Wang et al., CrossKD: Cross-Head
@@ -80,9 +87,9 @@ class HeadMimic(DistillationMethod):
         Args:
             dual_path: two terms of Eq. 1 (the paper's design) or one.
             detach_teacher: no gradient reaches the teacher. Not in the paper, which leaves it open.
-            terms: factor of each term, 0: without it; None: those of Eq. 1. Of CLS, LOC and SHARED
-                those count that the heads have.
-            feature_loss: a name of FEATURE_LOSSES, of CLS, LOC and SHARED.
+            terms: factor of each term, 0: without it; None: those of Eq. 1. Of FEATURE_TERMS those
+                count that the heads have.
+            feature_loss: a name of FEATURE_LOSSES, of FEATURE_TERMS.
             projector: widths of the student's and of the teacher's features: a linear layer on the
                 student's, which trains with it and is no part of it; None: without.
             score_loss: a name of SCORE_LOSSES; box_loss: of BOX_LOSSES.
@@ -95,8 +102,9 @@ class HeadMimic(DistillationMethod):
         check_choice("MODEL.MIMICDET.MIMIC.BOX_LOSS", box_loss, BOX_LOSSES)
         check_choices("MODEL.MIMICDET.MIMIC.WEIGHTING", weighting, WEIGHTINGS)
         self.detach_teacher = detach_teacher
-        self.compared = FEATURE_TERMS[dual_path]
-        terms = dict.fromkeys(self.compared, 1.0) if terms is None else terms
+        terms = dict.fromkeys(PAPER_TERMS, 1.0) if terms is None else terms
+        features = FEATURE_TERMS[dual_path]
+        self.compared = {k: x for k, x in features.items() if k in PAPER_TERMS or terms.get(k)}
         self.terms = {k: terms[k] for k in (*self.compared, *OUTPUT_TERMS) if terms.get(k)}
         self.loss_names = tuple(f"loss_mimic_{name.lower()}" for name in self.terms)
         self.feature_gap = FEATURE_LOSSES[feature_loss]
@@ -143,9 +151,11 @@ class HeadMimic(DistillationMethod):
         if self.weighs:
             classes = student.query_labels.gt_classes
             weights = box_weights(target.pred_class_logits, classes, *self.weighs)
+        crosses = "cross_predictions" in self.needs_teacher
+        crossed = teacher.cross_predictions(own) if crosses else own
         losses = {}
         for term, factor in self.terms.items():
-            outputs = teacher.cross_predictions(own) if term.startswith("CROSS") else own
+            outputs = crossed if term.startswith("CROSS") else own
             if output := self.compared.get(term):
                 gap = self.feature_gap(getattr(own, output), getattr(target, output))
                 loss = weighted_mean(gap, weights)
@@ -204,7 +214,7 @@ class HeadMimic(DistillationMethod):
 def _projected(terms: Collection[str]) -> list[str]:
     """The features of the student that the terms look at."""
     users = {
-        "class_features": {"CROSS_SCORES"},
+        "class_features": {"CLASS_FEATURES", "CROSS_SCORES"},
         "box_features": {"LOC", "SHARED", "CROSS_BOXES"},
     }
     return [name for name, own in users.items() if own & set(terms)]

@@ -260,4 +260,4 @@ def _check_schedule(cfg) -> Iterator[str]:
 
 def _other_terms(keys) -> tuple[str, ...]:
     """Terms of MIMIC.TERMS that heads of the other design have."""
-    return ("SHARED",) if keys.STUDENT.DUAL_PATH else ("CLS", "LOC")
+    return ("SHARED",) if keys.STUDENT.DUAL_PATH else ("CLS", "LOC", "CLASS_FEATURES")
