@@ -36,7 +36,7 @@ demo:
 		fi
 
 test:
-	@python="$$($(SETUP) --fallback)" && "$$python" -m pytest tests $(PYTEST_ARGS)
+	@python="$$($(SETUP) --fallback)" && "$$python" -m pytest tests -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 stress:
 	@python="$$($(SETUP))" && "$$python" -m pytest tests/stress -rP $(PYTEST_ARGS)

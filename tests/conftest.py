@@ -52,6 +52,12 @@ def pytest_collectstart(collector):
             del sys.modules[module]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One process where tests are left out: workers report a reason once, not for every file."""
+    return 0 if LEFT_OUT else None
+
+
 def pytest_terminal_summary(terminalreporter):
     if not LEFT_OUT:
         return

@@ -425,7 +425,7 @@ def test_what_another_package_brings_is_not_required(monkeypatch, distribution, 
         ("setup", "my-python requirements/setup_env.py"),
         ("demo", "tools/quickstart.py"),
         ("demo", "-m mimicdet_runtime.evaluation models/"),
-        ("test", "-m pytest tests -k some"),
+        ("test", "-m pytest tests -n auto --maxprocesses 8 --dist loadfile -k some"),
         ("lint", "-m mypy"),
     ],
 )
