@@ -76,7 +76,10 @@ PROBLEMS = [
     ((*SEPARATE, *TEACHER_OFF, f"{M}MIMIC.TEACHER_EMA", 0.9), "TEACHER_EMA 0.9 needs TEACHER.ENA"),
     ((f"{M}MIMIC.TEACHER_EMA", 0.9, f"{M}MIMIC.DETACH_TEACHER", False), "0.9 needs DETACH_TEACHER"),
     ((f"{M}MIMIC.TERMS.BOXES", -1.0), "MIMIC.TERMS.BOXES must not be below 0, got -1.0"),
-    ((f"{M}MIMIC.TERMS.CLS", 0.0, f"{M}MIMIC.TERMS.LOC", 0.0), "CLS, LOC, SCORES.*are all 0"),
+    (
+        (f"{M}MIMIC.TERMS.CLS", 0.0, f"{M}MIMIC.TERMS.LOC", 0.0),
+        "CLS, LOC, CLASS_FEATURES, SCORES.*are all 0",
+    ),
     *(
         ((key, value), f"{key} must be .*, got {value!r}")
         for key, value in (
