@@ -37,8 +37,9 @@ A long job writes after each group of measurements; --resume goes on with what i
 what this call requests to what is there:
     tools/benchmark.py --output results.json --stages --memory
     tools/benchmark.py --output results.json --resume --sizes 400 600 --backbones R-50
-Exported files, of this project or another, are timed side by side on square images:
-    tools/benchmark.py --onnx peer_320.onnx peer_416.onnx light.onnx --sizes 320 416
+Exported files, of this project or another, are timed side by side on square images, beside configs
+of this project, which are exported with random weights:
+    tools/benchmark.py --onnx peer_320.onnx Light/mimicdet_lite0_320px.yaml --sizes 320
 """
 
 
@@ -84,7 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--memory", action="store_true", help="peak memory, a process for each case")
     add("--stages", action="store_true", help="the stages of MimicDet at inference")
     add("--report", metavar="JSON", help="write the tables of these results, measure nothing")
-    add("--onnx", nargs="+", metavar="FILE", help="time these files alone, on 1 and 2 threads")
+    add(
+        "--onnx",
+        nargs="+",
+        metavar="FILE",
+        help="time these files or MimicDet configs alone, on 1 and 2 threads",
+    )
     add("--plot", metavar="JSON", help="draw these results as a .png beside, measure nothing")
     return parser
 
@@ -152,7 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot_latency(read_results(args.plot), Path(args.plot).with_suffix(".png"))
     if args.onnx:
         check_installed("--onnx", "onnxruntime")
-        rows = compare_onnx_files(args.onnx, args.sizes, (1, 2), args.repeats)
+        if any(x.endswith(".yaml") for x in args.onnx):
+            check_installed("--onnx with a config", "onnx", "onnxscript")
+        models = {"num_classes": args.classes[0], "nms_boxes": args.nms_boxes}
+        rows = compare_onnx_files(args.onnx, args.sizes, (1, 2), args.repeats, **models)
         print(format_comparison(list(rows)))
     if not (args.report or args.plot or args.onnx):
         measure(args, f"python tools/benchmark.py {shlex.join(given)}")

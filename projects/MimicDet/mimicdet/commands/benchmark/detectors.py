@@ -23,6 +23,9 @@ from ...export.optimize import optimize_for_inference
 from ...modeling.meta_arch.mimicdet import MimicDet
 from ...utils.errors import check_choice
 
+# Detectron2's anchor generators call torch.meshgrid in a way that PyTorch warns of.
+warnings.filterwarnings("ignore", message="torch.meshgrid")
+
 BACKBONES = {"R-18": 18, "R-50": 50, "R-101": 101}
 
 
@@ -90,28 +93,11 @@ class BackboneOnly(nn.Module):
 
 
 class OnnxModel(nn.Module):
-    """
-    The exported student of a model on the CPU, with as many threads as PyTorch has.
-
-    Its threads sleep between two runs: by default they keep a core busy for a while, and whatever
-    is measured next would pay for it.
-    """
+    """The exported student of a model on the CPU, with as many threads as PyTorch has."""
 
     def __init__(self, model: MimicDet):
-        import onnxruntime  # only this row of the tables needs the extra "export"
-
         super().__init__()
-        metadata = {"opset": DEFAULT_OPSET, "precision": "float32", "includes_resize": False}
-        metadata["mimicdet_version"] = "benchmark"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            write_onnx(model, path, metadata)
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+        self._session = open_session(onnx_bytes(model), torch.get_num_threads())
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[np.ndarray]:
         """The four outputs of export.OUTPUT_NAMES for images of Detectron2's dicts."""
@@ -122,6 +108,31 @@ class OnnxModel(nn.Module):
         for target, image in zip(canvas, images):
             target[:, : image.shape[1], : image.shape[2]] = image
         return self._session.run(None, {"images": canvas, "image_sizes": sizes})
+
+
+def onnx_bytes(model: MimicDet) -> bytes:
+    """What the exported file of a model's student would hold."""
+    metadata = {"opset": DEFAULT_OPSET, "precision": "float32", "includes_resize": False}
+    metadata["mimicdet_version"] = "benchmark"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(model, path, metadata)
+        return path.read_bytes()
+
+
+def open_session(model: str | bytes, threads: int):
+    """
+    ONNX Runtime on the CPU, with the path of a file or its content.
+
+    Its threads sleep between two runs: by default they keep a core busy for a while, and whatever
+    is measured next would pay for it.
+    """
+    import onnxruntime  # an extra, which other measurements do without
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _from_yaml(settings: ModelSettings, cfg: CfgNode) -> nn.Module:
@@ -250,8 +261,6 @@ def build_detector(name: str, settings: ModelSettings) -> nn.Module:
     """A model of DETECTORS in evaluation mode, from one seed; UserError for an unknown name."""
     check_choice("detector", name, DETECTORS)
     check_choice("backbone", settings.backbone, BACKBONES)
-    # Detectron2's anchor generators call torch.meshgrid in a way that PyTorch warns of.
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return DETECTORS[name].build(settings).eval()

@@ -7,14 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from detectron2.modeling import build_model
 
+from ... import model_zoo
 from ...utils.errors import UserError
+from .calibration import calibrate
+from .detectors import DETECTORS, onnx_bytes, open_session
 from .timing import interleave, summarize
 from .workloads import make_inputs
 
 
 def compare_onnx_files(
-    paths: Sequence[str], sizes: Sequence[int], thread_counts: Sequence[int], repeats: int
+    paths: Sequence[str],
+    sizes: Sequence[int],
+    thread_counts: Sequence[int],
+    repeats: int,
+    *,
+    num_classes: int,
+    nms_boxes: int,
 ) -> Iterator[dict[str, Any]]:
     """
     Time files of any detector on the same square images, alternating in this process.
@@ -22,18 +33,25 @@ def compare_onnx_files(
     The input of three channels gets an image, in 0..255 where the file also asks for image_sizes
     (MimicDet's), else in 0..1; a file of fixed size is left out at other sizes.
 
+    Args:
+        paths: ONNX files, and names of this project's MimicDet configs (ending in .yaml), which are
+            exported first with random weights.
+        num_classes, nms_boxes: of models with random weights, see calibration.calibrate.
+
     Yields:
         for each size, number of threads and file a dict: size, threads, name, ms (median and
         quartiles), ratio to the first file (median and quartiles of the rounds' ratios), load (of
         the machine, in processes, over the last minute).
 
     Raises:
-        UserError: a file that is missing or does not take one image.
+        UserError: a file or config that is missing, or a file that does not take one image.
     """
+    models = {x: _model(x, sizes[0], num_classes, nms_boxes) for x in paths}
     for threads in thread_counts:
-        sessions = {path: _session(path, threads) for path in paths}
+        sessions = {path: open_session(model, threads) for path, model in models.items()}
         for size in sizes:
-            pixels = np.stack([x["image"].numpy() for x in make_inputs((size, size), 1, 80)])
+            inputs = make_inputs((size, size), 1, num_classes)
+            pixels = np.stack([x["image"].numpy() for x in inputs])
             work: dict[str, Callable[[], object]] = {}
             for path, session in sessions.items():
                 feed = _feed(path, session, pixels.astype(np.float32))
@@ -68,16 +86,23 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _session(path: str, threads: int):
-    import onnxruntime
-
-    if not Path(path).is_file():
-        raise UserError(f"--onnx: there is no file {path!r}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Threads that spin after a run would take the next file's time.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def _model(path: str, size: int, num_classes: int, nms_boxes: int) -> str | bytes:
+    """The path of an ONNX file, or the content of a config's export, calibrated at `size`."""
+    if not path.endswith(".yaml"):
+        if not Path(path).is_file():
+            raise UserError(f"--onnx: there is no file {path!r}")
+        return path
+    cfg = model_zoo.get_config(path)
+    if cfg.MODEL.META_ARCHITECTURE != "MimicDet":
+        raise UserError(f"--onnx: {path} is no MimicDet, but {cfg.MODEL.META_ARCHITECTURE}")
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+    calibrate(DETECTORS["mimicdet"], model, make_inputs((size, size), 1, num_classes), nms_boxes)
+    return onnx_bytes(model)
 
 
 def _feed(path: str, session: Any, pixels: np.ndarray) -> dict[str, np.ndarray] | None:
