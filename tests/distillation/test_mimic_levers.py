@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2.solver import get_default_optimizer_params
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
 
 from mimicdet import build_distiller
 from mimicdet.checkpoint import load_weights
@@ -434,6 +436,37 @@ def test_output_layers_are_copied_in_the_first_iteration_of_the_mimic_loss():
     student.class_logits.weight.data.zero_()
     at_iteration(distiller, 3)
     assert not student.class_logits.weight.any()  # once
+
+
+BRANCH = (f"{M}MIMIC.COPY_CLASS_BRANCH", True, f"{M}STUDENT.ALIGNMENT_DIM", 30)
+BRANCH += (f"{M}STUDENT.OFFSET_INIT", "box", f"{M}STUDENT.KERNEL_SIZES", [3, 7, 7, 7, 7])
+
+
+def spread(points, axis):
+    """The values at 7 bins of those at points, along an axis."""
+    size = points.shape[axis]
+    places = [(i + 0.5) / 7 * size - 0.5 for i in range(7)]
+    return np.apply_along_axis(lambda x: np.interp(places, range(size), x), axis, points)
+
+
+def test_class_branch_is_copied():
+    """What lies on k x k points has the logits that the T-head gives to bins read from them."""
+    distiller = distiller_of(*BRANCH, f"{M}MIMIC.START_ITER", 1)
+    student, teacher = distiller.student.student_head, distiller.student.roi_heads
+    kept = student.box_deltas.weight.clone()
+    for iteration, alike in ((0, False), (1, True)):
+        at_iteration(distiller, iteration)
+        for name, alignment in student.alignments.items():
+            points = torch.randn(2, 16, int(name[1:]), int(name[1:]))
+            aligned = F.relu(F.conv2d(points, alignment.conv.weight, alignment.conv.bias))
+            own = student.predict(aligned.flatten(1)).pred_class_logits
+            bins = torch.tensor(spread(spread(points, 2), 3)).float()
+            target = teacher.class_logits(teacher.class_branch(bins))
+            assert torch.allclose(own, target, atol=1e-4) == alike
+    assert torch.equal(student.box_deltas.weight, kept)
+    student.class_feature.weight.data.zero_()
+    at_iteration(distiller, 2)
+    assert not student.class_feature.weight.any()  # once
 
 
 def test_both_heads_train_the_same_output_layers():

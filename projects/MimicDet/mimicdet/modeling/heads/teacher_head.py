@@ -28,6 +28,7 @@ class LevelPooler(nn.Module):
 
     def __init__(self, resolution: int, strides: Sequence[int], sampling_ratio: int):
         super().__init__()
+        self.resolution = resolution
         self.poolers = nn.ModuleList(
             ROIAlign(resolution, 1.0 / stride, sampling_ratio, aligned=True) for stride in strides
         )

@@ -235,15 +235,27 @@ def _check_schedule(cfg) -> Iterator[str]:
             f"MODEL.MIMICDET.MIMIC.STOP_ITER {keys.STOP_ITER} must be above START_ITER "
             f"{keys.START_ITER}"
         )
-    student_dim, teacher_dim = cfg.MODEL.MIMICDET.STUDENT.FEATURE_DIM, cfg.MODEL.ROI_BOX_HEAD.FC_DIM
-    for name in ("COPY_OUTPUTS", "SHARE_OUTPUTS"):
-        if getattr(keys, name) and student_dim != teacher_dim:
+    student, head = cfg.MODEL.MIMICDET.STUDENT, cfg.MODEL.ROI_BOX_HEAD
+    for name in ("COPY_OUTPUTS", "COPY_CLASS_BRANCH", "SHARE_OUTPUTS"):
+        if getattr(keys, name) and student.FEATURE_DIM != head.FC_DIM:
             yield (
-                f"MODEL.MIMICDET.MIMIC.{name} needs STUDENT.FEATURE_DIM {student_dim} to equal "
-                f"MODEL.ROI_BOX_HEAD.FC_DIM {teacher_dim}"
+                f"MODEL.MIMICDET.MIMIC.{name} needs STUDENT.FEATURE_DIM {student.FEATURE_DIM} to "
+                f"equal MODEL.ROI_BOX_HEAD.FC_DIM {head.FC_DIM}"
             )
         if getattr(keys, name) and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:
             yield f"MODEL.MIMICDET.MIMIC.{name} needs TEACHER.ENABLED"
+    if keys.COPY_CLASS_BRANCH:
+        needs = {
+            "STUDENT.DUAL_PATH True": student.DUAL_PATH,
+            "STUDENT.OFFSET_INIT 'box'": student.OFFSET_INIT == "box",
+            f"STUDENT.ALIGNMENT_DIM of at least MODEL.ROI_BOX_HEAD.FC_DIM {head.FC_DIM}": (
+                student.ALIGNMENT_DIM >= head.FC_DIM
+            ),
+            "MODEL.ROI_BOX_HEAD.NUM_FC 2": head.NUM_FC == 2,
+        }
+        for need, met in needs.items():
+            if not met:
+                yield f"MODEL.MIMICDET.MIMIC.COPY_CLASS_BRANCH needs {need}"
     if keys.COPY_OUTPUTS and keys.SHARE_OUTPUTS:
         yield "MODEL.MIMICDET.MIMIC.COPY_OUTPUTS has no effect with SHARE_OUTPUTS: set one of them"
     if keys.TEACHER_EMA and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:

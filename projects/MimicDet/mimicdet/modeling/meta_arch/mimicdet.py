@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...config import check_config
 from ...utils.errors import UserError, check_choice
 from ..heads.averaged_teacher import AveragedTeacher
+from ..heads.copies import COPIES, OUTPUT_LAYERS
 from ..heads.labels import BoxSampling
 from ..heads.settings import HeadSettings
 from ..heads.student_head import StudentHead
@@ -32,7 +33,6 @@ from ..proposal_generator.refinement import RefinementModule
 from ..structures import BoxQuery, LabelledBoxes, ModelOutputs, TrainingTensors, flat_indices
 
 EVAL_HEADS = ("student", "teacher")
-OUTPUT_LAYERS = ("class_logits", "box_deltas")  # of both heads
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class MimicDet(nn.Module):
         mimics: bool = False,
         student_start: int = 0,
         teacher_decay: float = 0.0,
-        copy_outputs_at: int = -1,
+        copies: Sequence[str] = (),
+        copy_at: int = 0,
         share_outputs: bool = False,
     ):
         """
@@ -82,8 +83,8 @@ class MimicDet(nn.Module):
             student_start: the iteration before which the losses of the S-head are 0.
             teacher_decay: above 0: an average of the T-head is kept and imitated, see
                 AveragedTeacher.
-            copy_outputs_at: the iteration that begins with the T-head's output layers copied into
-                the S-head's; -1: none.
+            copies: names of COPIES: layers of the T-head that the S-head takes over at the
+                beginning of iteration copy_at.
             share_outputs: the S-head's output layers are the T-head's.
         """
         super().__init__()
@@ -97,7 +98,8 @@ class MimicDet(nn.Module):
         self.vis_period = vis_period
         self.mimics = mimics
         self.student_start = student_start
-        self.copy_outputs_at = copy_outputs_at
+        self.copies = tuple(copies)
+        self.copy_at = copy_at
         if share_outputs:
             for name in OUTPUT_LAYERS:
                 setattr(student_head, name, getattr(roi_heads, name))
@@ -114,7 +116,6 @@ class MimicDet(nn.Module):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         keys = cfg.MODEL.MIMICDET
-        copies = keys.MIMIC.ENABLED and keys.MIMIC.COPY_OUTPUTS
         return {
             "backbone": backbone,
             "proposal_generator": build_proposal_generator(cfg, shapes),
@@ -128,7 +129,8 @@ class MimicDet(nn.Module):
             "eval_head": keys.EVAL_HEAD,
             "mimics": keys.MIMIC.ENABLED,
             "student_start": keys.STUDENT.START_ITER,
-            "copy_outputs_at": keys.MIMIC.START_ITER if copies else -1,
+            "copies": [x for x in COPIES if keys.MIMIC.ENABLED and keys.MIMIC[x]],
+            "copy_at": keys.MIMIC.START_ITER,
             "share_outputs": keys.MIMIC.ENABLED and keys.MIMIC.SHARE_OUTPUTS,
             "teacher_decay": keys.MIMIC.TEACHER_EMA if keys.MIMIC.ENABLED else 0.0,
         }
@@ -180,10 +182,9 @@ class MimicDet(nn.Module):
         iteration = get_event_storage().iter if has_event_storage() else 0
         if self.averaged_teacher is not None:
             self.averaged_teacher.follow(self.roi_heads, restart=iteration == 0)
-        if iteration == self.copy_outputs_at:
-            for name in OUTPUT_LAYERS:
-                layer = getattr(self.roi_heads, name)
-                getattr(self.student_head, name).load_state_dict(layer.state_dict())
+        if iteration == self.copy_at:
+            for name in self.copies:
+                COPIES[name](self.student_head, self.roi_heads)
         images = self.preprocess_image(batched_inputs)
         gt_instances = self._ground_truth(batched_inputs)
         features = self.backbone(images.tensor)
