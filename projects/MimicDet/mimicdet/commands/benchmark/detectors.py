@@ -135,15 +135,20 @@ def open_session(model: str | bytes, threads: int):
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def random_model(cfg: CfgNode, num_classes: int, device: str) -> nn.Module:
+    """The model of a config with random weights and another class count."""
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    return build_model(cfg)
+
+
 def _from_yaml(settings: ModelSettings, cfg: CfgNode) -> nn.Module:
     """The model of a config in yaml, with another ResNet and class count."""
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.DEVICE = settings.device
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = settings.num_classes
     cfg.MODEL.RESNETS.DEPTH = BACKBONES[settings.backbone]
     if cfg.MODEL.RESNETS.DEPTH < 50:
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    return build_model(cfg)
+    return random_model(cfg, settings.num_classes, settings.device)
 
 
 def _mimicdet(settings: ModelSettings, sparse: bool) -> nn.Module:

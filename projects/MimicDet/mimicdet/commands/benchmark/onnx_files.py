@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
 
 from ... import model_zoo
 from ...utils.errors import UserError
 from .calibration import calibrate
-from .detectors import DETECTORS, onnx_bytes, open_session
+from .detectors import DETECTORS, onnx_bytes, open_session, random_model
 from .timing import interleave, summarize
 from .workloads import make_inputs
 
@@ -95,12 +94,9 @@ def _model(path: str, size: int, num_classes: int, nms_boxes: int) -> str | byte
     cfg = model_zoo.get_config(path)
     if cfg.MODEL.META_ARCHITECTURE != "MimicDet":
         raise UserError(f"--onnx: {path} is no MimicDet, but {cfg.MODEL.META_ARCHITECTURE}")
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(cfg).eval()
+        model = random_model(cfg, num_classes, "cpu").eval()
     calibrate(DETECTORS["mimicdet"], model, make_inputs((size, size), 1, num_classes), nms_boxes)
     return onnx_bytes(model)
 
