@@ -438,7 +438,7 @@ def test_output_layers_are_copied_in_the_first_iteration_of_the_mimic_loss():
     assert not student.class_logits.weight.any()  # once
 
 
-BRANCH = (f"{M}MIMIC.COPY_CLASS_BRANCH", True, f"{M}STUDENT.ALIGNMENT_DIM", 30)
+BRANCH = (f"{M}MIMIC.COPY_BRANCH", True, f"{M}STUDENT.ALIGNMENT_DIM", 30)
 BRANCH += (f"{M}STUDENT.OFFSET_INIT", "box", f"{M}STUDENT.KERNEL_SIZES", [3, 7, 7, 7, 7])
 
 
@@ -449,24 +449,31 @@ def spread(points, axis):
     return np.apply_along_axis(lambda x: np.interp(places, range(size), x), axis, points)
 
 
-def test_class_branch_is_copied():
-    """What lies on k x k points has the logits that the T-head gives to bins read from them."""
-    distiller = distiller_of(*BRANCH, f"{M}MIMIC.START_ITER", 1)
+LIGHT = (f"{M}STUDENT.DUAL_PATH", False, f"{M}TEACHER.HEAD", "light")
+
+
+@pytest.mark.parametrize("opts", [(), LIGHT], ids=["class", "light"])
+def test_a_branch_is_copied(opts):
+    """What lies on k x k points gets what the T-head makes of bins that are read from them."""
+    distiller = distiller_of(*BRANCH, *opts, f"{M}MIMIC.START_ITER", 1)
     student, teacher = distiller.student.student_head, distiller.student.roi_heads
+    branch = teacher.shared_branch if opts else teacher.class_branch
     kept = student.box_deltas.weight.clone()
     for iteration, alike in ((0, False), (1, True)):
         at_iteration(distiller, iteration)
         for name, alignment in student.alignments.items():
             points = torch.randn(2, 16, int(name[1:]), int(name[1:]))
             aligned = F.relu(F.conv2d(points, alignment.conv.weight, alignment.conv.bias))
-            own = student.predict(aligned.flatten(1)).pred_class_logits
-            bins = torch.tensor(spread(spread(points, 2), 3)).float()
-            target = teacher.class_logits(teacher.class_branch(bins))
-            assert torch.allclose(own, target, atol=1e-4) == alike
-    assert torch.equal(student.box_deltas.weight, kept)
-    student.class_feature.weight.data.zero_()
+            own = student.predict(aligned.flatten(1))
+            feature = branch(torch.tensor(spread(spread(points, 2), 3)).float())
+            logits, deltas = teacher.class_logits(feature), teacher.box_deltas(feature)
+            assert torch.allclose(own.pred_class_logits, logits, atol=1e-4) == alike
+            if opts:
+                assert torch.allclose(own.pred_box_deltas, deltas, atol=1e-4) == alike
+    assert torch.equal(student.box_deltas.weight, kept) == (not opts)
+    student.class_logits.weight.data.zero_()
     at_iteration(distiller, 2)
-    assert not student.class_feature.weight.any()  # once
+    assert not student.class_logits.weight.any()  # once
 
 
 def test_both_heads_train_the_same_output_layers():

@@ -147,9 +147,9 @@ def add_mimicdet_config(cfg: CN) -> None:
     # where MODEL.WEIGHTS hold a trained T-head. Not in the paper.
     _C.MIMIC.COPY_OUTPUTS = False
     # Then its alignment layers, class feature and class logits become the T-head's class branch,
-    # whose bins are read from the layers' points: an S-head that classifies before it has learnt.
-    # Not in the paper.
-    _C.MIMIC.COPY_CLASS_BRANCH = False
+    # whose bins are read from the layers' points: an S-head that classifies before it has learnt;
+    # where the heads are not split, the T-head's light head, with its boxes. Not in the paper.
+    _C.MIMIC.COPY_BRANCH = False
     # The two heads have the same output layers, which the losses of both train. Not in the paper.
     _C.MIMIC.SHARE_OUTPUTS = False
     # Factor of each term, loss_mimic_<term>; 0: without it. All are means over the same boxes.

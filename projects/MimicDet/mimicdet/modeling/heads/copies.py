@@ -19,20 +19,26 @@ def copy_outputs(student: StudentHead, teacher: MimicTeacherHeads) -> None:
 
 
 @torch.no_grad()
-def copy_class_branch(student: StudentHead, teacher: MimicTeacherHeads) -> None:
+def copy_branch(student: StudentHead, teacher: MimicTeacherHeads) -> None:
     """
-    The class branch from the pooled box to the logits: two fully connected layers over a grid of
-    bins are an alignment layer, whose points lie on a grid over the box, and the class feature.
+    The branch from the pooled box to the logits, and to the deltas where the heads are not split:
+    two fully connected layers over a grid of bins are an alignment layer, whose points lie on a
+    grid over the box, and a feature.
 
     The T-head's bins are read from the S-head's points by linear interpolation, so that a first
     layer over k x k points does to the maps what the T-head's does to its bins. Channels of the
-    alignment layer beyond the T-head's are not read by the class feature at first.
+    alignment layer beyond the T-head's are not read by the feature at first.
     """
-    first, second = (x for x in teacher.class_branch if isinstance(x, torch.nn.Linear))
+    if student.dual_path:
+        branch, feature = teacher.class_branch, student.class_feature
+        student.class_logits.load_state_dict(teacher.class_logits.state_dict())
+    else:
+        branch, feature = teacher.shared_branch, student.shared_feature
+        copy_outputs(student, teacher)
+    first, second = (x for x in branch if isinstance(x, torch.nn.Linear))
     width = first.out_features
-    student.class_logits.load_state_dict(teacher.class_logits.state_dict())
-    student.class_feature.bias.copy_(second.bias)
-    student.class_feature.weight.zero_()[:, :width] = second.weight
+    feature.bias.copy_(second.bias)
+    feature.weight.zero_()[:, :width] = second.weight
     resolution = teacher.pooler.resolution
     grid = first.weight.view(width, -1, resolution, resolution)
     for alignment in student.alignments.values():
@@ -52,5 +58,5 @@ def interpolation(bins: int, points: int) -> Tensor:
 
 COPIES: dict[str, Callable[[StudentHead, MimicTeacherHeads], None]] = {
     "COPY_OUTPUTS": copy_outputs,
-    "COPY_CLASS_BRANCH": copy_class_branch,
+    "COPY_BRANCH": copy_branch,
 }

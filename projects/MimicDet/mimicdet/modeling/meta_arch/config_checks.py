@@ -236,7 +236,7 @@ def _check_schedule(cfg) -> Iterator[str]:
             f"{keys.START_ITER}"
         )
     student, head = cfg.MODEL.MIMICDET.STUDENT, cfg.MODEL.ROI_BOX_HEAD
-    for name in ("COPY_OUTPUTS", "COPY_CLASS_BRANCH", "SHARE_OUTPUTS"):
+    for name in ("COPY_OUTPUTS", "COPY_BRANCH", "SHARE_OUTPUTS"):
         if getattr(keys, name) and student.FEATURE_DIM != head.FC_DIM:
             yield (
                 f"MODEL.MIMICDET.MIMIC.{name} needs STUDENT.FEATURE_DIM {student.FEATURE_DIM} to "
@@ -244,18 +244,17 @@ def _check_schedule(cfg) -> Iterator[str]:
             )
         if getattr(keys, name) and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:
             yield f"MODEL.MIMICDET.MIMIC.{name} needs TEACHER.ENABLED"
-    if keys.COPY_CLASS_BRANCH:
+    if keys.COPY_BRANCH:
         needs = {
-            "STUDENT.DUAL_PATH True": student.DUAL_PATH,
+            "TEACHER.HEAD 'dual_path' or 'light'": cfg.MODEL.MIMICDET.TEACHER.HEAD != "heavy",
             "STUDENT.OFFSET_INIT 'box'": student.OFFSET_INIT == "box",
-            f"STUDENT.ALIGNMENT_DIM of at least MODEL.ROI_BOX_HEAD.FC_DIM {head.FC_DIM}": (
-                student.ALIGNMENT_DIM >= head.FC_DIM
-            ),
+            f"STUDENT.ALIGNMENT_DIM {student.ALIGNMENT_DIM} to be at least "
+            f"MODEL.ROI_BOX_HEAD.FC_DIM {head.FC_DIM}": student.ALIGNMENT_DIM >= head.FC_DIM,
             "MODEL.ROI_BOX_HEAD.NUM_FC 2": head.NUM_FC == 2,
         }
         for need, met in needs.items():
             if not met:
-                yield f"MODEL.MIMICDET.MIMIC.COPY_CLASS_BRANCH needs {need}"
+                yield f"MODEL.MIMICDET.MIMIC.COPY_BRANCH needs {need}"
     if keys.COPY_OUTPUTS and keys.SHARE_OUTPUTS:
         yield "MODEL.MIMICDET.MIMIC.COPY_OUTPUTS has no effect with SHARE_OUTPUTS: set one of them"
     if keys.TEACHER_EMA and not cfg.MODEL.MIMICDET.TEACHER.ENABLED:
