@@ -53,11 +53,14 @@ def test_more_detections_wanted_than_there_are_boxes_and_classes():
     assert_same(outputs, eager(model, images))
 
 
-def test_what_lies_outside_an_image_does_not_matter():
-    detector = ExportableDetector(decided_model())
-    pixels, sizes = map(torch.from_numpy, to_batch([noise(64, 64, 0), noise(90, 120, 1)]))
+@pytest.mark.parametrize("std", [[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]])
+def test_what_lies_outside_an_image_does_not_matter(std):
+    model = decided_model("MODEL.PIXEL_STD", std)
+    detector, images = ExportableDetector(model), [noise(64, 64, 0), noise(90, 120, 1)]
+    pixels, sizes = map(torch.from_numpy, to_batch(images))
     expected = detector(pixels, sizes)
-    pixels[0, :, 64:], pixels[0, :, :, 64:] = torch.nan, 255.0
+    assert_same(expected, eager(model, images))
+    pixels[0, :, 64:], pixels[0, :, :, 64:] = 1e30, 255.0
     for actual, reference in zip(detector(pixels, sizes), expected):
         assert torch.equal(actual, reference)
 

@@ -47,6 +47,9 @@ class ExportableDetector(nn.Module):
             )
         self.model = copy_for_inference(model)
         _drop_unused_levels(self.model.backbone)
+        std = self.model.pixel_std
+        std = std[:1] if (std == std[0]).all() else std  # (1 or 3, 1, 1)
+        self.register_buffer("std", std.clone(), persistent=False)
         self.nms = nms
         self.precision = precision
         if precision == "float16":
@@ -57,7 +60,8 @@ class ExportableDetector(nn.Module):
         """
         Args:
             images: (N, 3, H, W) float32, pixels 0..255 in the model's input format, each image in
-                the upper left corner of the common canvas; what lies outside it does not matter.
+                the upper left corner of the common canvas; what lies outside it does not matter, as
+                long as it is finite.
             image_sizes: (N, 2) int64, (height, width) of each image inside the canvas.
 
         Returns:
@@ -80,8 +84,8 @@ class ExportableDetector(nn.Module):
         row = torch.arange(height, device=images.device)[None, :, None]
         column = torch.arange(width, device=images.device)[None, None]
         inside = (row < image_sizes[:, 0, None, None]) & (column < image_sizes[:, 1, None, None])
-        images = (images - self.model.pixel_mean) / self.model.pixel_std
-        images = torch.where(inside[:, None], images, 0.0)
+        # A product: the choice of torch.where takes ONNX Runtime three times as long.
+        images = (images - self.model.pixel_mean) * (inside[:, None] / self.std)
         divisor = max(self.model.backbone.size_divisibility, 1)
         padded = [(size + divisor - 1) // divisor * divisor for size in (height, width)]
         return F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
