@@ -27,22 +27,26 @@ class MapPlaces:
     height: Tensor  # (..., M) of the level's map
     width: Tensor  # (..., M)
 
-    def at(self, locations: Tensor) -> "MapPlaces":
-        """Those of (N, M) locations, out of the (R,) of all."""
-        return MapPlaces(*(table[locations] for table in vars(self).values()))
+
+def map_places(features: list[Tensor], locations: Tensor) -> MapPlaces:
+    """The places of (..., M) locations in [0, R), level after level of L x (N, C, Hl, Wl)."""
+    sizes = [x.shape[-2:] for x in features]
+    heights, widths = (per_level(x, locations) for x in zip(*sizes))
+    starts, start = [0], 0
+    levels = torch.zeros_like(locations)
+    for height, width in sizes[:-1]:
+        start = start + height * width
+        starts.append(start)
+        levels = levels + (locations >= start)
+    height, width = heights[levels], widths[levels]
+    index = locations.float() - per_level(starts, locations)[levels]  # exact below 2 ** 23
+    y = ((index + 0.5) / width).floor()
+    return MapPlaces(levels, y, index - y * width, height, width)
 
 
-def all_places(features: list[Tensor]) -> MapPlaces:
-    """The places of all R locations, in the order of `features`: L x (N, C, Hl, Wl)."""
-    rows = []
-    for level, x in enumerate(features):
-        height, width = x.shape[-2:]
-        row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        y = row[:, None].expand(height, width).reshape(-1)
-        x = column[None].expand(height, width).reshape(-1)
-        size = [torch.full_like(y, height), torch.full_like(y, width)]
-        rows.append([torch.full_like(y, level), *(z.float() for z in (y, x, *size))])
-    return MapPlaces(*(torch.cat(column) for column in zip(*rows)))
+def per_level(values: Sequence[int], like: Tensor) -> Tensor:
+    """(L,) float32 numbers that may depend on the input's size."""
+    return torch.cat([torch.full((1,), x, device=like.device).float() for x in values])
 
 
 class Atlas:
@@ -65,13 +69,15 @@ class Atlas:
         self.guidance = guidance
         self._places = places
         width = features[levels[0]].shape[-1]
-        parts, self.tops, top = [], {}, 1
+        parts, tops, top = [], [0] * len(features), 1
         for level in levels:
             x = features[level]
             parts.append(F.pad(x, (1, width - x.shape[-1] + 1, 1, 1)))
-            self.tops[level] = top
+            tops[level] = top
             top = top + x.shape[-2] + 2
         self.image = torch.cat(parts, dim=2)
+        # Row of the atlas where the map of each location's level begins.
+        self.tops = per_level(tops, places.levels)[places.levels]
 
     def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
         """
@@ -92,11 +98,7 @@ class Atlas:
             y, x = y + offsets[..., 0::2], x + offsets[..., 1::2]
         y = torch.minimum(y.clamp(min=-1), places.height[..., None])
         x = torch.minimum(x.clamp(min=-1), places.width[..., None])
-        # Row of the atlas where the map of each location's level begins.
-        tops = torch.zeros_like(places.levels)
-        for level, top in self.tops.items():
-            tops = torch.where(places.levels == level, torch.full_like(tops, top), tops)
-        y, x = y + tops.float()[..., None], x + 1
+        y, x = y + self.tops[..., None], x + 1
         height, width = self.image.shape[-2:]
         # grid_sample takes (x, y) in [-1, 1] of the picture's outer edges.
         grid = torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], dim=-1)
@@ -110,7 +112,7 @@ class AtlasPyramid(PyramidReader):
     def __init__(self, features: list[Tensor], delta_maps: list[Tensor], locations: Tensor):
         """locations: (N, M) int64 in [0, R)."""
         self._features = [x.float() for x in features]
-        self._places = all_places(features).at(locations)
+        self._places = map_places(features, locations)
         deltas = torch.cat([x.flatten(2).transpose(1, 2) for x in delta_maps], dim=1)
         self._guidance = deltas.float().gather(1, locations[..., None].expand(-1, -1, 4))
 
