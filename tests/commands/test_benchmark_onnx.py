@@ -46,14 +46,14 @@ def test_each_file_gets_pixels_as_it_expects_them(files):
 def test_a_config_is_exported_and_timed_beside_them(files, monkeypatch, capsys):
     cfg = small_cfg()
     monkeypatch.setattr(model_zoo, "get_config", lambda name: cfg)
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[int, int, tuple[int, int] | None]] = []
     export = onnx_files.onnx_bytes
 
-    def onnx_bytes(model):
+    def onnx_bytes(model, fixed_size=None):
         with torch.no_grad():
             found = model(onnx_files.make_inputs((64, 64), 1, 5))[0]["instances"]
-        asked.append((model.num_classes, len(found)))
-        return export(model)
+        asked.append((model.num_classes, len(found), fixed_size))
+        return export(model, fixed_size)
 
     monkeypatch.setattr(onnx_files, "onnx_bytes", onnx_bytes)
     settings = ["--sizes", "64", "--classes", "5", "--nms-boxes", "60", "--repeats", "2"]
@@ -62,7 +62,9 @@ def test_a_config_is_exported_and_timed_beside_them(files, monkeypatch, capsys):
     assert [(x[1], x[2]) for x in rows] == [
         *[("1", "peer"), ("1", "small"), ("2", "peer"), ("2", "small")]
     ]
-    assert len(asked) == 1 and asked[0][0] == 5 and asked[0][1] > 0
+    assert len(asked) == 1 and asked[0][0] == 5 and asked[0][1] > 0 and asked[0][2] == (64, 64)
+    assert main(["--onnx", "Light/small.yaml", *settings, "--sizes", "64", "96"]) == 0
+    assert len(asked) == 2 and asked[1][2] is None
 
 
 def test_files_that_cannot_be_timed(files, tmp_path, capsys):

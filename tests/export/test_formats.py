@@ -3,6 +3,7 @@
 import re
 
 import cv2
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mimicdet.export.resize import ResizingDetector, add_resize, resized_shape
 from mimicdet.export.verify import to_batch, verify
 from mimicdet.utils.errors import UserError
 from mimicdet.utils.files import file_sha256
+from mimicdet_runtime import Detector
 from tests.export.conftest import (
     CLASS_NAMES,
     assert_runs_alike,
@@ -85,6 +87,35 @@ def test_torch_formats(student, exported, capfd, name):
     names = writer.tensor_names(path, name)
     assert any(x.endswith("student_head.box_deltas.weight") for x in names)
     assert not [x for x in names if "roi_heads" in x]
+
+
+def test_a_file_of_fixed_size(student, exported, capfd):
+    arguments = ("--fixed-size", "144", "200")
+    path, printed = exported("onnx", *arguments, capture=capfd)
+    graph = onnx.load(path).graph
+    shapes = [[d.dim_value for d in x.type.tensor_type.shape.dim] for x in graph.input]
+    assert shapes == [[1, 3, 144, 200], [1, 2]] and printed["fixed_size"] == [144, 200]
+    assert len(graph.node) < 0.7 * len(onnx.load(exported("onnx", capture=capfd)[0]).graph.node)
+    run = load_exported(path, "onnx")
+    black = np.zeros((144, 200, 3), np.uint8)  # makes the eager model's canvas as large
+    for size in ((144, 200), (90, 120), (33, 200)):
+        image = noise(*size, 1)
+        expected = eager(student.model, [image, black])[:1]
+        assert len(expected[0])
+        assert_same(run(*to_batch([image], (144, 200))), expected)
+
+
+def test_the_runtime_fits_images_into_a_file_of_fixed_size(exported, capfd):
+    fixed = Detector(exported("onnx", "--fixed-size", "132", "176", capture=capfd)[0])
+    free = Detector(exported("onnx", capture=capfd)[0])
+    images = [noise(66, 88, 1), noise(264, 352, 2), noise(300, 100, 3)]
+    found = fixed.detect(images)  # the last becomes 132 x 44 pixels instead of 200 x 67
+    for one, other in zip(found[:2], free.detect(images[:2])):
+        assert len(one) == len(other) > 0
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+    assert len(found[2]) and (found[2].boxes >= 0).all()
+    assert (found[2].boxes <= [100, 300, 100, 300]).all() and found[2].boxes[:, 3].max() > 200
 
 
 def test_torchscript_takes_small_images(student, exported, capfd):
@@ -158,6 +189,10 @@ def test_input_that_cannot_be_used(error_of, tmp_path):
     assert "no picture" in error_of("--sample-images", tmp_path / "empty")
     assert "no folder" in error_of("--output", tmp_path / "none" / "x.onnx")
     assert ".pt2" in error_of("--format", "pt2")
+    fixed = ("--fixed-size", 96, 96)
+    assert "onnx alone" in error_of(*fixed, "--format", "torchscript")
+    assert "exclude each other" in error_of(*fixed, "--include-resize", "--format", "onnx")
+    assert "above 0" in error_of("--format", "onnx", "--fixed-size", 96, 0)
     assert "129" in error_of("--format", "pt2", "--output", tmp_path / "x.pt2", opts=SMALL)
     assert "'student'" in error_of(opts=["MODEL.MIMICDET.EVAL_HEAD", "teacher"])
     assert "RetinaNet" in error_of(opts=["MODEL.META_ARCHITECTURE", "RetinaNet"])

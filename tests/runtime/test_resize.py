@@ -23,6 +23,15 @@ def test_a_thread_of_pixels_keeps_one():
     assert ResizeRule(800, 1333).output_size(1, 5000) == (1, 1333)
 
 
+@pytest.mark.parametrize("min_size", [0, 64])
+def test_what_is_larger_than_the_canvas_shrinks_until_it_fits(min_size):
+    rule = ResizeRule(min_size, 96, canvas=(64, 80))
+    assert rule.output_size(64, 80) == (64, 80)
+    assert rule.output_size(128, 160) == (64, 80)
+    assert rule.output_size(300, 100) == (64, 21)
+    assert rule.output_size(100, 300) == (27, 80)
+
+
 @pytest.mark.parametrize("height, width", [(200, 301), (30, 41), (782, 90), (48, 64)])
 def test_pixels_are_detectron2s(model_file, height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

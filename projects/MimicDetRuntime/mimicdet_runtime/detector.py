@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class Detector:
             )
         _check_declared(self.name, inputs, _INPUTS)
         _check_declared(self.name, outputs, _OUTPUTS)
+        height, width = next(x for x in inputs if x.name == "images").shape[2:]
+        # A file of fixed size takes one image, on a canvas of this size.
+        fixed = isinstance(height, int) and isinstance(width, int)
+        self._resize = replace(self.info.resize, canvas=(height, width) if fixed else None)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -100,9 +105,12 @@ class Detector:
         if not images:
             return []
         resized = [self._resized(image) for image in images]
-        outputs = self._run(make_batch(resized, self.info))
+        canvas = self._resize.canvas
+        batches = [[x] for x in resized] if canvas else [resized]
+        outputs = (self._run(make_batch(batch, self.info, canvas)) for batch in batches)
+        rows = (row for output in outputs for row in zip(*output))
         results = []
-        for index, (image, from_image, *found) in enumerate(zip(images, resized, *outputs)):
+        for index, (image, from_image, found) in enumerate(zip(images, resized, rows)):
             boxes, scores, classes = self._checked(index, *found)
             boxes, has_area = rescale(boxes, from_image.shape[:2], image.shape[:2])
             kept = (boxes[has_area], scores[has_area], classes[has_area])
@@ -147,26 +155,29 @@ class Detector:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         if self.info.includes_resize:
             return image
-        height, width = self.info.resize.output_size(*image.shape[:2])
+        height, width = self._resize.output_size(*image.shape[:2])
         # As Detectron2 does: OpenCV's INTER_LINEAR looks at four pixels whatever the factor.
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized)
 
 
-def make_batch(images: Sequence[np.ndarray], info: ModelInfo) -> dict[str, np.ndarray]:
+def make_batch(
+    images: Sequence[np.ndarray], info: ModelInfo, canvas: tuple[int, int] | None = None
+) -> dict[str, np.ndarray]:
     """
     Put images into the top-left corners of one canvas, as the graph's inputs.
 
     Args:
         images: each (H, W, 3) uint8 BGR, already of the size that the graph takes.
+        canvas: (height, width) that hold all of them; None: as large as need be.
 
     Returns:
         images (N, 3, H, W) float32 in the model's order of channels; image_sizes (N, 2) int64,
         (height, width) in pixels.
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-    height, width = sizes.max(axis=0)
-    if not info.includes_resize:
+    height, width = canvas or sizes.max(axis=0)
+    if not (info.includes_resize or canvas):
         height, width = (
             -(-side // info.size_divisor) * info.size_divisor for side in (height, width)
         )

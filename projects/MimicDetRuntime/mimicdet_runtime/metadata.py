@@ -21,24 +21,29 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 class ResizeRule:
     """Detectron2's ResizeShortestEdge: the target of the shorter side and the longer one's limit.
 
-    Both in pixels; min_size 0 leaves images as they are.
+    Both in pixels; min_size 0 leaves images as they are. What is larger than the canvas shrinks
+    until it fits.
     """
 
     min_size: int
     max_size: int
+    canvas: tuple[int, int] | None = None  # (height, width); None: as large as need be
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels of an image of the given size after resizing."""
-        if self.min_size == 0:
-            return height, width
-        scale = self.min_size / min(height, width)
-        # The shorter side is set, not multiplied: rounding as Detectron2's.
-        new_height = float(self.min_size) if height <= width else scale * height
-        new_width = float(self.min_size) if width <= height else scale * width
-        longest = max(new_height, new_width)
-        if longest > self.max_size:
-            new_height *= self.max_size / longest
-            new_width *= self.max_size / longest
+        new_height, new_width = float(height), float(width)
+        if self.min_size > 0:
+            scale = self.min_size / min(height, width)
+            # The shorter side is set, not multiplied: rounding as Detectron2's.
+            new_height = float(self.min_size) if height <= width else scale * height
+            new_width = float(self.min_size) if width <= height else scale * width
+            longest = max(new_height, new_width)
+            if longest > self.max_size:
+                new_height *= self.max_size / longest
+                new_width *= self.max_size / longest
+        if self.canvas:
+            fit = min(self.canvas[0] / new_height, self.canvas[1] / new_width, 1.0)
+            new_height, new_width = fit * new_height, fit * new_width
         return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 

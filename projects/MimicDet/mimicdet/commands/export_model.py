@@ -27,6 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="the graph takes one image at its full size and resizes it as the config says",
     )
     parser.add_argument(
+        "--fixed-size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="onnx: for one image on a canvas of this size alone, as some compilers ask for",
+    )
+    parser.add_argument(
         "--sample-images",
         default="",
         metavar="DIR",
@@ -46,7 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     setup_logger(name="mimicdet")
     options = ExportOptions(
-        args.format, args.precision, args.include_resize, args.opset, args.sample_images
+        args.format,
+        args.precision,
+        args.include_resize,
+        args.opset,
+        tuple(args.fixed_size) if args.fixed_size else None,
+        args.sample_images,
     )
     cfg, class_names = load_deployed_cfg(args.config_file, args.opts)
     metadata = export_model(

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def write_onnx(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
     detector = ExportableDetector(model, kept_by_nms_op, metadata["precision"])
     with _quiet():
         program = torch.onnx.export(
-            _exported_program(detector),
+            _exported_program(detector, metadata["fixed_size"]),
             input_names=list(INPUT_NAMES),
             output_names=list(OUTPUT_NAMES),
             opset_version=opset,
@@ -126,15 +126,18 @@ def _example() -> tuple[Tensor, Tensor]:
     return pixels, sizes
 
 
-def _exported_program(detector: ExportableDetector) -> torch.export.ExportedProgram:
+def _exported_program(
+    detector: ExportableDetector, fixed_size: Sequence[int] | None = None
+) -> torch.export.ExportedProgram:
+    """fixed_size: (height, width) of the canvas of one image; None: any number of any size."""
     batch = torch.export.Dim("batch", min=1)
     height, width = (torch.export.Dim(x, min=MIN_CANVAS) for x in ("height", "width"))
+    example = _example()
+    shapes = {"images": {0: batch, 2: height, 3: width}, "image_sizes": {0: batch}}
+    if fixed_size:
+        example = torch.zeros(1, 3, *fixed_size), torch.tensor([fixed_size])
     with torch.no_grad():  # else switching gradients off becomes a part of the graph
-        return torch.export.export(
-            detector,
-            _example(),
-            dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "image_sizes": {0: batch}},
-        )
+        return torch.export.export(detector, example, dynamic_shapes=None if fixed_size else shapes)
 
 
 @contextmanager

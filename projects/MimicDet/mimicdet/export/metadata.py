@@ -26,6 +26,7 @@ def export_metadata(
     precision: str,
     includes_resize: bool,
     opset: int | None,
+    fixed_size: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """
     The content of the metadata: plain values, for json.
@@ -34,6 +35,7 @@ def export_metadata(
         config_name: name of the config file; weights_sha256: of the file MODEL.WEIGHTS.
         size_divisor: what the graph pads to.
         opset: None for formats without one.
+        fixed_size: (height, width) of the one canvas that the graph takes; None: any.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -49,6 +51,7 @@ def export_metadata(
         },
         "includes_resize": includes_resize,
         "size_divisor": size_divisor,
+        "fixed_size": list(fixed_size) if fixed_size else None,
         "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling import build_model
+
+from mimicdet_runtime.metadata import ResizeRule
 
 from ..checkpoint import load_weights
 from ..checkpoint.integrity import non_finite
@@ -41,6 +43,7 @@ class ExportOptions:
     precision: str = "float32"
     include_resize: bool = False  # True: the graph resizes one image itself
     opset: int = DEFAULT_OPSET  # of ONNX
+    fixed_size: tuple[int, int] | None = None  # canvas of one image, of ONNX; None: any
     # Folder of pictures to verify with, and to calibrate "int8"; empty: made ones, and for "int8"
     # those of DATASETS.TRAIN.
     sample_images: str = ""
@@ -50,6 +53,13 @@ class ExportOptions:
         check_choice("--precision", self.precision, PRECISIONS)
         if self.precision == "int8" and self.file_format != "onnx":
             raise UserError(f"--precision int8 is written as onnx alone, not {self.file_format}")
+        if self.fixed_size:
+            if self.file_format != "onnx":
+                raise UserError(f"--fixed-size is written as onnx alone, not {self.file_format}")
+            if self.include_resize:
+                raise UserError("--fixed-size and --include-resize exclude each other")
+            if min(self.fixed_size) < 1:
+                raise UserError(f"--fixed-size must be above 0, got {self.fixed_size}")
 
 
 def export_model(
@@ -95,8 +105,8 @@ def export_model(
     else:
         images = sample_images(options.sample_images, cfg.INPUT.FORMAT)
     if not options.include_resize:  # as the model's test loader does
-        resize = ResizeShortestEdge(*sizes)
-        images = [resize.get_transform(x).apply_image(x) for x in images]
+        rule = ResizeRule(*sizes, options.fixed_size)
+        images = [_resized(x, rule) for x in images]
     if options.file_format == "pt2":
         images = [x for x in images if min(x.shape[:2]) >= MIN_CANVAS]
         if not images:
@@ -114,15 +124,14 @@ def export_model(
         precision=options.precision,
         includes_resize=options.include_resize,
         opset=options.opset if options.file_format == "onnx" else None,
+        fixed_size=options.fixed_size,
     )
     # A path of the output's name, which some formats write down.
     with new_path(output) as temporary:
         WRITERS[options.file_format](model, temporary, metadata)
         if options.precision == "int8":
-            calibration = images
-            quantize(
-                temporary, lambda: (dict(zip(INPUT_NAMES, to_batch([x]))) for x in calibration)
-            )
+            batches = [to_batch([x], options.fixed_size) for x in images]
+            quantize(temporary, lambda: (dict(zip(INPUT_NAMES, x)) for x in batches))
             images = images[:VERIFIED_IMAGES]
         check_content(temporary, options.file_format, metadata)
         count = verify(load_exported(temporary, options.file_format), model, images, metadata)
@@ -130,6 +139,11 @@ def export_model(
     if not count:
         logger.warning("the model found nothing in the sample images: give it --sample-images DIR")
     return metadata
+
+
+def _resized(image: np.ndarray, rule: ResizeRule) -> np.ndarray:
+    height, width = image.shape[:2]
+    return ResizeTransform(height, width, *rule.output_size(height, width)).apply_image(image)
 
 
 def calibration_images(cfg: CfgNode, folder: str = "") -> list[np.ndarray]:

@@ -34,7 +34,7 @@ def compare_onnx_files(
 
     Args:
         paths: ONNX files, and names of this project's MimicDet configs (ending in .yaml), which are
-            exported first with random weights.
+            exported first with random weights; of fixed size where there is one size alone.
         num_classes, nms_boxes: of models with random weights, see calibration.calibrate.
 
     Yields:
@@ -45,7 +45,7 @@ def compare_onnx_files(
     Raises:
         UserError: a file or config that is missing, or a file that does not take one image.
     """
-    models = {x: _model(x, sizes[0], num_classes, nms_boxes) for x in paths}
+    models = {x: _model(x, sizes, num_classes, nms_boxes) for x in paths}
     for threads in thread_counts:
         sessions = {path: open_session(model, threads) for path, model in models.items()}
         for size in sizes:
@@ -85,8 +85,8 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _model(path: str, size: int, num_classes: int, nms_boxes: int) -> str | bytes:
-    """The path of an ONNX file, or the content of a config's export, calibrated at `size`."""
+def _model(path: str, sizes: Sequence[int], num_classes: int, nms_boxes: int) -> str | bytes:
+    """The path of an ONNX file, or the content of a config's export, calibrated at sizes[0]."""
     if not path.endswith(".yaml"):
         if not Path(path).is_file():
             raise UserError(f"--onnx: there is no file {path!r}")
@@ -97,8 +97,9 @@ def _model(path: str, size: int, num_classes: int, nms_boxes: int) -> str | byte
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = random_model(cfg, num_classes, "cpu").eval()
-    calibrate(DETECTORS["mimicdet"], model, make_inputs((size, size), 1, num_classes), nms_boxes)
-    return onnx_bytes(model)
+    canvas = (sizes[0], sizes[0])
+    calibrate(DETECTORS["mimicdet"], model, make_inputs(canvas, 1, num_classes), nms_boxes)
+    return onnx_bytes(model, canvas if len(sizes) == 1 else None)
 
 
 def _feed(path: str, session: Any, pixels: np.ndarray) -> dict[str, np.ndarray] | None:
