@@ -13,7 +13,7 @@ from PIL import Image
 
 from .detections import Detections, rescale
 from .errors import ImageError, UserError
-from .metadata import ModelInfo, parse_metadata
+from .metadata import ModelInfo, ResizeRule, parse_metadata
 
 DEVICES = ("cpu", "cuda")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -155,10 +155,14 @@ class Detector:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         if self.info.includes_resize:
             return image
-        height, width = self._resize.output_size(*image.shape[:2])
-        # As Detectron2 does: OpenCV's INTER_LINEAR looks at four pixels whatever the factor.
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(resized)
+        return resize_image(image, self._resize)
+
+
+def resize_image(image: np.ndarray, rule: ResizeRule) -> np.ndarray:
+    """(H, W, 3) uint8 in the size of the rule, with Detectron2's pixels."""
+    height, width = rule.output_size(*image.shape[:2])
+    # As Detectron2 does: OpenCV's INTER_LINEAR looks at four pixels whatever the factor.
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def make_batch(

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.precision,
         args.include_resize,
         args.opset,
-        tuple(args.fixed_size) if args.fixed_size else None,
         args.sample_images,
+        tuple(args.fixed_size) if args.fixed_size else None,
     )
     cfg, class_names = load_deployed_cfg(args.config_file, args.opts)
     metadata = export_model(

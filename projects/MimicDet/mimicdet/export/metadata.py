@@ -26,7 +26,7 @@ def export_metadata(
     precision: str,
     includes_resize: bool,
     opset: int | None,
-    fixed_size: Sequence[int] | None = None,
+    fixed_size: Sequence[int] | None,
 ) -> dict[str, Any]:
     """
     The content of the metadata: plain values, for json.

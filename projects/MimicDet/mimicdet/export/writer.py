@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling import build_model
 
+from mimicdet_runtime.detector import resize_image
 from mimicdet_runtime.metadata import ResizeRule
 
 from ..checkpoint import load_weights
@@ -43,10 +43,10 @@ class ExportOptions:
     precision: str = "float32"
     include_resize: bool = False  # True: the graph resizes one image itself
     opset: int = DEFAULT_OPSET  # of ONNX
-    fixed_size: tuple[int, int] | None = None  # canvas of one image, of ONNX; None: any
     # Folder of pictures to verify with, and to calibrate "int8"; empty: made ones, and for "int8"
     # those of DATASETS.TRAIN.
     sample_images: str = ""
+    fixed_size: tuple[int, int] | None = None  # canvas of one image, of ONNX; None: any
 
     def __post_init__(self) -> None:
         check_choice("--format", self.file_format, FORMATS)
@@ -106,7 +106,7 @@ def export_model(
         images = sample_images(options.sample_images, cfg.INPUT.FORMAT)
     if not options.include_resize:  # as the model's test loader does
         rule = ResizeRule(*sizes, options.fixed_size)
-        images = [_resized(x, rule) for x in images]
+        images = [resize_image(x, rule) for x in images]
     if options.file_format == "pt2":
         images = [x for x in images if min(x.shape[:2]) >= MIN_CANVAS]
         if not images:
@@ -130,8 +130,13 @@ def export_model(
     with new_path(output) as temporary:
         WRITERS[options.file_format](model, temporary, metadata)
         if options.precision == "int8":
-            batches = [to_batch([x], options.fixed_size) for x in images]
-            quantize(temporary, lambda: (dict(zip(INPUT_NAMES, x)) for x in batches))
+            calibration = images  # a batch is made when it is asked for: all fill memory
+            quantize(
+                temporary,
+                lambda: (
+                    dict(zip(INPUT_NAMES, to_batch([x], options.fixed_size))) for x in calibration
+                ),
+            )
             images = images[:VERIFIED_IMAGES]
         check_content(temporary, options.file_format, metadata)
         count = verify(load_exported(temporary, options.file_format), model, images, metadata)
@@ -139,11 +144,6 @@ def export_model(
     if not count:
         logger.warning("the model found nothing in the sample images: give it --sample-images DIR")
     return metadata
-
-
-def _resized(image: np.ndarray, rule: ResizeRule) -> np.ndarray:
-    height, width = image.shape[:2]
-    return ResizeTransform(height, width, *rule.output_size(height, width)).apply_image(image)
 
 
 def calibration_images(cfg: CfgNode, folder: str = "") -> list[np.ndarray]:

@@ -113,8 +113,7 @@ class OnnxModel(nn.Module):
 def onnx_bytes(model: MimicDet, fixed_size: tuple[int, int] | None = None) -> bytes:
     """What the exported file of a model's student would hold."""
     metadata = {"opset": DEFAULT_OPSET, "precision": "float32", "includes_resize": False}
-    metadata["fixed_size"] = fixed_size
-    metadata["mimicdet_version"] = "benchmark"
+    metadata |= {"fixed_size": fixed_size, "mimicdet_version": "benchmark"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(model, path, metadata)
