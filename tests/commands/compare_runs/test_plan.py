@@ -19,7 +19,10 @@ def test_seed_by_seed(configs, tmp_path):
     ]
     assert [run.cfg.OUTPUT_DIR for run in runs] == [str(run.folder) for run in runs]
     assert [run.cfg.SEED for run in runs] == [1, 1, 2, 2]
-    assert runs[0].cfg.SOLVER.MAX_ITER == 2 and not runs[0].cfg.MODEL.INIT_BY_NAME
+    assert runs[0].cfg.SOLVER.MAX_ITER == 2
+    assert all(run.cfg.MODEL.INIT_BY_NAME for run in runs)
+    off = plan_of_flags(configs, [1], ["MODEL.INIT_BY_NAME", "False"])
+    assert not any(run.cfg.MODEL.INIT_BY_NAME for run in plan_runs(off, tmp_path))
 
 
 def test_a_sweep_has_a_row_for_each_value(configs, tmp_path):
@@ -81,7 +84,6 @@ def test_a_plan_file(configs, tmp_path):
     assert [run.cfg.SOLVER.BASE_LR for run in runs[1:3]] == [0.2, 0.1]
     assert [run.cfg.MODEL.MIMICDET.MIMIC.ENABLED for run in runs[:2]] == [False, True]
     assert runs[0].cfg.INPUT.MIN_SIZE_TRAIN == (64,)
-    assert all(run.cfg.MODEL.INIT_BY_NAME for run in runs)
     assert read_plan(path, [7]).seeds == (7,)
 
 

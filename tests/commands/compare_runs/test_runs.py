@@ -243,7 +243,7 @@ def test_errors_are_one_line(arguments, capsys, tmp_path):
 
 
 def test_a_real_run(configs, tmp_path):
-    run = first_run(configs, tmp_path, "MODEL.INIT_BY_NAME", "True")
+    run = first_run(configs, tmp_path)
     with locked(tmp_path) as lock:
         assert list(run_all([run], 1, lock)) == [(run, None), (run, "")]
         assert list(run_all([run], 1, lock)) == []

@@ -13,7 +13,6 @@ from ...engine import setup_cfg
 from ...utils.errors import UserError, check_choice, read_text
 
 _OWN_KEYS = ("SEED", "OUTPUT_DIR")
-_BY_NAME = ("MODEL.INIT_BY_NAME", "True")
 _ENTRIES = ("rows", "sets", "seeds", "pairs", "opts")
 _NAME = re.compile(r"\w[\w.+-]*")
 
@@ -234,14 +233,14 @@ def _opts(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
 
 def plan_runs(plan: Plan, output: Path) -> list[PlannedRun]:
     """
-    All runs, seed by seed, so that an interrupted comparison has a part of every row. Where there
-    are pairs, all rows have the same initial weights by name (MODEL.INIT_BY_NAME).
+    All runs, seed by seed, so that an interrupted comparison has a part of every row. All rows have
+    the same initial weights by name, unless opts set MODEL.INIT_BY_NAME.
 
     Raises:
         UserError: what setup_cfg refuses, with the name of the row.
     """
     runs = []
-    shared = (*(_BY_NAME if plan.pairs else ()), *plan.opts)
+    shared = ("MODEL.INIT_BY_NAME", "True", *plan.opts)
     for data in plan.sets:
         for row in plan.rows:
             opts = (*shared, *data.opts, *row.opts)
