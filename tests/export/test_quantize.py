@@ -10,7 +10,7 @@ from onnx import numpy_helper, parser
 
 from mimicdet.export import ExportOptions, load_exported, quantize, writer
 from mimicdet.export.metadata import read_metadata
-from mimicdet.export.quantize import map_nodes
+from mimicdet.export.quantize import alignment_nodes, map_nodes
 from mimicdet.export.verify import sample_images, to_batch
 from mimicdet.utils.errors import UserError
 from tests.export.conftest import eager
@@ -40,6 +40,23 @@ net (float[1, 3, 8, 8] images, int64[4] sizes) => (float[1, 3, 8, 8] out, float[
 def test_what_is_quantised():
     """Convolutions and what reads nothing but their maps; not the first three, no output layer."""
     assert map_nodes(parser.parse_graph(GRAPH)) == ["fourth", "act", "up", "sum"]
+
+
+SAMPLED = """
+net (float[1, 8, 8, 8] maps, float[1, 5, 9, 2] points, int64[2] rows) => (float[5, 4] out) {
+    [micro] guided = MatMul (points, micro_weight)
+    moved = Add (points, guided)
+    bins = GridSample (maps, moved)
+    flat = Reshape (bins, rows)
+    [aligned] x = MatMul (flat, alignment_weight)
+    feature = Relu (x)
+    [late] out = MatMul (feature, feature_weight)
+}
+"""
+
+
+def test_of_the_products_the_alignment_is_quantised():
+    assert alignment_nodes(parser.parse_graph(SAMPLED)) == ["aligned"]
 
 
 CHAIN = """
@@ -106,6 +123,13 @@ def test_int8(student, exported, capfd, pictures, monkeypatch):
     assert [types.get(name) for name in first] == 3 * [onnx.TensorProto.FLOAT] + [None]
     assert sum(t == onnx.TensorProto.INT8 and "weight" in n for n, t in types.items()) > 20
     assert any("_corrected_bias" in name for name in types)
+    producers = {x.output[0]: x.op_type for x in graph.node}
+    rounded = {x.input[0] for x in graph.node if x.op_type == "QuantizeLinear"}
+    products = [x for x in graph.node if x.op_type == "MatMul"]
+    read = [{producers.get(name) for name in x.input} for x in products]
+    assert read.count({"DequantizeLinear"}) == 2  # of 3x3 points on P3, 5x5 on the other levels
+    assert not any("DequantizeLinear" in x for x in read if x != {"DequantizeLinear"})
+    assert rounded.isdisjoint(x.output[0] for x in products)
     weights = [onnx.numpy_helper.to_array(x) for x in graph.initializer if x.data_type == x.INT8]
     largest = max(abs(x.astype(int)).max() for x in weights if x.ndim == 4)
     assert largest == 64  # 2 x 255 x 64 fits into 16 bits, where a CPU without VNNI adds in them

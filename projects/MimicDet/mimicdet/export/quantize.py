@@ -1,12 +1,12 @@
 """
 INT8 for ONNX files: ONNX Runtime's static quantisation of the convolutions on maps.
 
-Backbone, pyramid and the refinement module's hidden layer compute in 8 bits, weights in 7 with a
-scale for each channel: without VNNI, ONNX Runtime adds pairs of products in 16 bits, which hold
-2 x 255 x 64 but not 2 x 255 x 127. What rounding a weight does to the mean of its map is taken off
-the bias. The first convolutions, which all others amplify, the layers that give objectness and
-boxes, the S-head at its few locations, decoding and NMS stay in float32: they are a small part of
-the time, and their digits count.
+Backbone, pyramid, the refinement module's hidden layer and the S-head's alignment layers compute in
+8 bits, weights in 7 with a scale for each channel: without VNNI, ONNX Runtime adds pairs of
+products in 16 bits, which hold 2 x 255 x 64 but not 2 x 255 x 127. What rounding a convolution's
+weight does to the mean of its map is taken off the bias. The first convolutions, which all others
+amplify, the layers that give objectness and boxes, the rest of the S-head, decoding and NMS stay in
+float32: they are a small part of the time, and their digits count.
 """
 
 import tempfile
@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # onnx is an extra, and other formats do without it
 CALIBRATION_IMAGES = 100
 LARGEST_WEIGHT = 64  # of 7 bits
 FLOAT_CONVOLUTIONS = 3  # the first ones stay as they are: EfficientNet-Lite's stem and first block
-# On maps, next to convolutions; a convolution with a weight of these names stays as it is.
 MAP_OPERATORS = ("Conv", "Clip", "Relu", "Add", "Resize", "MaxPool")
+# A convolution with a weight of these names stays as it is.
 FLOAT_LAYERS = ("objectness_logits", "anchor_deltas")
 
 
@@ -58,14 +58,16 @@ def quantize(path: Path, inputs: Callable[[], Inputs]) -> None:
         model = onnx.load(prepared)
         nodes = map_nodes(model.graph)
         correct_biases(model, nodes, inputs())
+        nodes += alignment_nodes(model.graph)
         onnx.save(model, prepared)
         quantize_static(
             prepared,
             str(path),
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(MAP_OPERATORS),
+            op_types_to_quantize=[*MAP_OPERATORS, "MatMul"],
             nodes_to_quantize=nodes,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -96,6 +98,19 @@ def map_nodes(graph: "onnx.GraphProto") -> list[str]:
         if chosen and node.op_type in MAP_OPERATORS:
             maps.add(node.output[0])
             names.append(node.name)
+    return names
+
+
+def alignment_nodes(graph: "onnx.GraphProto") -> list[str]:
+    """Names of the products of features that were sampled at points with an alignment's weights."""
+    sampled: set[str] = set()
+    names = []
+    for node in graph.node:
+        is_sampled = node.op_type == "GridSample" or not sampled.isdisjoint(node.input[:1])
+        if is_sampled and node.op_type == "MatMul":
+            names.append(node.name)
+        elif is_sampled:
+            sampled.update(node.output)
     return names
 
 
