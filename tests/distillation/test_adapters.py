@@ -187,10 +187,11 @@ def test_a_head_of_its_own_offers_no_towers():
     assert adapter.layout.tower_channels == () and "cross_head" not in adapter.teacher_offers
 
 
+@pytest.mark.parametrize("own", [[], ["p2", "p3", "p4", "p5", "p6"]])
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_mimicdet_asks_its_s_head_at_the_anchors(role):
+def test_mimicdet_asks_its_s_head_at_the_anchors(role, own):
     """The same numbers as proposals at these locations would get."""
-    model = build_tiny("MimicDet")
+    model = build_tiny("MimicDet", **{"MODEL.MIMICDET.STUDENT.IN_FEATURES": own})
     adapter = build_adapter(model, "BGR")
     if role == "teacher":
         model.eval()
@@ -199,9 +200,10 @@ def test_mimicdet_asks_its_s_head_at_the_anchors(role):
     else:
         _, tensors = adapter.forward_training(INPUTS)
     images = model.preprocess_image(INPUTS)
-    maps = model.backbone(images.tensor)
-    maps = [maps[f] for f in model.proposal_generator.in_features]
+    features = model.backbone(images.tensor)
+    maps = [features[f] for f in model.proposal_generator.in_features]
     refined = model.proposal_generator.predict(maps)
+    maps = [features[f] for f in own] or maps
     rows = [[30, 3], [60]]
     expected = model.student_head(maps, refined.delta_maps, [torch.tensor(r) for r in rows])
     torch.testing.assert_close(tensors.class_logits_at(SOME), expected.pred_class_logits)

@@ -12,6 +12,8 @@ from tests.export.conftest import assert_same, decided_model, eager, noise
 
 KERNELS = "MODEL.MIMICDET.STUDENT.KERNEL_SIZES"
 ALIGNMENT = "MODEL.MIMICDET.STUDENT.ALIGNMENT"
+MIMIC = "MODEL.MIMICDET.MIMIC.ENABLED"
+FINER = ("MODEL.MIMICDET.STUDENT.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"])
 
 
 def run(detector, images):
@@ -26,7 +28,9 @@ def run(detector, images):
         (KERNELS, [1, 3, 5, 3, 1]),
         *((ALIGNMENT, name) for name in sorted(ALIGNMENTS)),
         ("MODEL.MIMICDET.STUDENT.DUAL_PATH", False, "MODEL.MIMICDET.TEACHER.HEAD", "light"),
-        ("MODEL.MIMICDET.TEACHER.ENABLED", False, "MODEL.MIMICDET.MIMIC.ENABLED", False),
+        ("MODEL.MIMICDET.TEACHER.ENABLED", False, MIMIC, False),
+        FINER,
+        (*FINER, ALIGNMENT, "deform", "MODEL.MIMICDET.TEACHER.ENABLED", False, MIMIC, False),
     ],
 )
 def test_agrees_with_the_eager_model(opts):

@@ -98,14 +98,16 @@ def test_the_layer_reads_the_maps_at_these_points_and_nowhere_else(alignment):
         proposals = model.proposal_generator.propose(refined, [(128, 160)])[0]
     chosen = pairwise_iou(Boxes(torch.tensor(box).float()), proposals.proposal_boxes).argmax()
     layer = model.student_head.layers[level]
-    rows, delta_rows = pyramid_rows([maps[level]]), pyramid_rows([refined.delta_maps[level]])
+    rows = pyramid_rows([maps[level]])
     layout = RowLayout.of(tuple(tuple(m.shape[-2:]) for m in maps), (level,), rows.device)
     places = layout.locate(proposals.locations[chosen][None], torch.tensor([0]))
-    offsets = layer.offsets(RowReader(rows, delta_rows, places))  # fixed: these read maps as well
+    place = (0, slice(None), places.y[0], places.x[0])
+    guidance = refined.delta_maps[level][place][None]
+    offsets = layer.offsets(RowReader(rows, guidance, places))  # fixed: these read maps as well
     layer.offsets = lambda *_: offsets
     rows.requires_grad_()
     layer.conv.weight.data.fill_(1.0)
-    layer(RowReader(rows, delta_rows, places)).sum().backward()
+    layer(RowReader(rows, guidance, places)).sum().backward()
     read = rows.grad[:, 0].view(maps[level].shape[-2:]) / layer.conv.out_channels
     expected = torch.zeros_like(read)
     for px, py in record.points[0] / record.strides[0] - 0.5:

@@ -14,6 +14,7 @@ from tests.helpers import NUM_CLASSES, small_model
 
 ODD = [(9, 13), (5, 7), (3, 4), (2, 2), (1, 1)]
 KEY = "MODEL.MIMICDET.STUDENT."
+FINER = ["p2", "p3", "p4", "p5", "p6"]
 
 
 def make_head(*opts, seed=0) -> StudentHead:
@@ -381,6 +382,15 @@ def test_losses_of_no_proposals_are_zeros_in_the_graph():
         ((f"{KEY}INIT", "zeros"), "STUDENT.INIT.*zeros"),
         ((f"{KEY}REG_NORMALIZER", "boxes"), "STUDENT.REG_NORMALIZER.*boxes"),
         ((f"{KEY}KERNEL_SIZES", [3, 4, 5, 5, 5]), "STUDENT.KERNEL_SIZES.*4"),
+        (
+            (f"{KEY}IN_FEATURES", FINER, f"{KEY}SPARSE", False),
+            "STUDENT.IN_FEATURES.*STUDENT.SPARSE",
+        ),
+        ((f"{KEY}IN_FEATURES", ["p2", "p3", "p4", "p5", "p9"]), "STUDENT.IN_FEATURES.*p9"),
+        (
+            ("MODEL.RPN.IN_FEATURES", FINER, f"{KEY}IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]),
+            "STUDENT.IN_FEATURES.*p7.*must have the strides of MODEL.RPN.IN_FEATURES",
+        ),
     ],
 )
 def test_contradictions_are_named(opts, words):

@@ -7,9 +7,11 @@ from detectron2.layers import DeformConv
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor
 
+from mimicdet.export.atlas import AtlasPyramid
 from mimicdet.modeling.layers import (
     ALIGNMENTS,
     AlignmentSettings,
+    SparsePyramid,
     build_alignments,
     channels_last_pays,
     deform_conv2d,
@@ -121,6 +123,11 @@ def places_of(index: Tensor, height: int, width: int) -> Places:
     return layout.locate(index.flatten(), images)
 
 
+def rows_of(places: Places) -> Tensor:
+    """The rows of locations that are pixels."""
+    return places.first_row + places.y * places.width + places.x
+
+
 @pytest.mark.parametrize("height, width, kernel", [(5, 7, 3), (4, 4, 5), (1, 1, 5), (1, 3, 3)])
 @pytest.mark.parametrize("deformed", [False, True])
 @pytest.mark.parametrize("part", [None, 4])
@@ -216,9 +223,35 @@ def test_row_layout_by_hand():
     layout = RowLayout.of(((2, 3), (2, 2), (1, 1)), (0, 2), torch.device("cpu"))
     assert layout.levels(torch.tensor([0, 5, 6, 9, 10])).tolist() == [0, 0, 1, 1, 2]
     places = layout.locate(torch.tensor([4, 10, 10, 2]), torch.tensor([0, 0, 1, 1]))
-    assert places.row.tolist() == [4, 6, 13, 9]
+    assert rows_of(places).tolist() == [4, 6, 13, 9]
     assert (places.y.tolist(), places.x.tolist()) == ([1, 0, 0, 0], [1, 0, 0, 2])
     assert (places.height.tolist(), places.width.tolist()) == ([2, 1, 1, 2], [3, 1, 1, 3])
+
+
+@pytest.mark.parametrize(
+    "sizes, scales", [([(12, 16), (6, 8)], (2, 2)), ([(24, 32), (3, 4)], (4, 1))]
+)
+@pytest.mark.parametrize("reader", [SparsePyramid, AtlasPyramid])
+def test_finer_maps_are_read_at_the_same_places(reader, sizes, scales):
+    """Levels of 6x8 and 3x4 at strides 8 and 16; maps whose value is the place in the image."""
+    strides = [8 // scales[0], 16 // scales[1]]
+    maps = []
+    for (height, width), stride in zip(sizes, strides):
+        y, x = (torch.arange(n) * stride + stride / 2 for n in (height, width))
+        maps.append(torch.stack(torch.meshgrid(y, x, indexing="ij"))[None].repeat(2, 1, 1, 1))
+    deltas = [torch.zeros(2, 4, 6, 8), torch.zeros(2, 4, 3, 4)]
+    layer = ALIGNMENTS["guided"](2, 3, AlignmentSettings("guided", (3, 3), 2, (8, 8)))
+    with torch.no_grad():
+        layer.offset[-1].weight.zero_()
+        layer.offset[-1].bias.fill_(0.25)  # strides
+        layer.conv.weight.zero_()
+        layer.conv.bias.zero_()
+        layer.conv.weight[0, 0, 1, 1] = layer.conv.weight[1, 1, 1, 2] = 1  # y here, x to the right
+        # (1, 1) and (3, 6) of the first level, (1, 1) of the second
+        locations = torch.tensor([[9, 30], [53, 30]])
+        read = reader(maps, deltas, locations, scales).read([layer, layer]).reshape(4, 2)
+    right = [[14, 22], [30, 62], [28, 44], [30, 62]]
+    torch.testing.assert_close(read, torch.tensor(right, dtype=torch.float32))
 
 
 def test_row_layout_made_under_inference_mode_serves_training():
@@ -308,8 +341,9 @@ def test_at_some_locations_is_the_dense_layer(name, height, width, kernel):
     guidance = random(2, 4, height, width, seed=1).requires_grad_()
     index = torch.randint(0, height * width, (2, 5), generator=torch.Generator().manual_seed(1))
     places = places_of(index, height, width)
-    expected = pyramid_rows([dense(layer, x, guidance)])[places.row]
-    sparse = layer(RowReader(pyramid_rows([x]), pyramid_rows([guidance]), places))
+    expected = pyramid_rows([dense(layer, x, guidance)])[rows_of(places)]
+    guides = pyramid_rows([guidance])[rows_of(places)]
+    sparse = layer(RowReader(pyramid_rows([x]), guides, places))
     bound = 1e-4 * float(expected.detach().abs().max())
     torch.testing.assert_close(sparse, expected, atol=bound, rtol=1e-4)
 

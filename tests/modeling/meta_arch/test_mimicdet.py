@@ -97,6 +97,18 @@ def test_objects_are_regressed_and_reach_every_part():
     assert not silent
 
 
+def test_an_s_head_on_finer_maps_needs_no_t_head_for_them():
+    own = ["p2", "p3", "p4", "p5", "p6"]
+    opts = ("MODEL.MIMICDET.TEACHER.ENABLED", False, "MODEL.MIMICDET.MIMIC.ENABLED", False)
+    model = small_model("MODEL.MIMICDET.STUDENT.IN_FEATURES", own, *opts)
+    losses = model([make_input(boxes=[P3_BOX])])
+    (losses["loss_student_cls"] + losses["loss_student_loc"]).backward()
+    assert model.backbone.fpn_output2.weight.grad.any()
+    p7 = model.backbone.top_block.p7
+    assert p7.weight.grad is None  # the refinement module alone reads it
+    assert set(own) | {"p7"} == set(model.backbone.eval_out_features)
+
+
 def test_crowds_silence_the_refinement_module_inside_them():
     """Both losses count the same images; the crowd takes its anchors out of one of them."""
     torch.manual_seed(0)

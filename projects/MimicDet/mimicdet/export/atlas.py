@@ -22,26 +22,34 @@ class MapPlaces:
     """Where locations lie in the map of their level."""
 
     levels: Tensor  # (..., M) int64 in [0, L)
-    y: Tensor  # (..., M) row in the level's map, float32
-    x: Tensor  # (..., M) column
+    y: Tensor  # (..., M) in strides of the level, float32
+    x: Tensor  # (..., M)
     height: Tensor  # (..., M) of the level's map
     width: Tensor  # (..., M)
+    scale: Tensor | None  # (..., M) pixels of the map in a stride; None: 1
 
 
-def map_places(features: list[Tensor], locations: Tensor) -> MapPlaces:
-    """The places of (..., M) locations in [0, R), level after level of L x (N, C, Hl, Wl)."""
-    sizes = [x.shape[-2:] for x in features]
-    heights, widths = (per_level(x, locations) for x in zip(*sizes))
+def map_places(
+    features: list[Tensor],
+    delta_maps: list[Tensor],
+    locations: Tensor,
+    scales: Sequence[int] = (),
+) -> MapPlaces:
+    """The places of (..., M) locations; arguments as of PyramidReader."""
+    sizes = [x.shape[-2:] for x in delta_maps]
+    columns = per_level([x[1] for x in sizes], locations)
     starts, start = [0], 0
     levels = torch.zeros_like(locations)
     for height, width in sizes[:-1]:
         start = start + height * width
         starts.append(start)
         levels = levels + (locations >= start)
-    height, width = heights[levels], widths[levels]
     index = locations.float() - per_level(starts, locations)[levels]  # exact below 2 ** 23
-    y = ((index + 0.5) / width).floor()
-    return MapPlaces(levels, y, index - y * width, height, width)
+    y = ((index + 0.5) / columns[levels]).floor()
+    x = index - y * columns[levels]
+    heights, widths = (per_level(x, locations) for x in zip(*(x.shape[-2:] for x in features)))
+    scale = per_level(scales, locations)[levels] if any(x != 1 for x in scales) else None
+    return MapPlaces(levels, y, x, heights[levels], widths[levels], scale)
 
 
 def per_level(values: Sequence[int], like: Tensor) -> Tensor:
@@ -84,7 +92,7 @@ class Atlas:
         Convolution of stride 1 and "same" padding at each place, as layers.sparse_conv does.
 
         Args:
-            offsets: (N, M, 2 * k * k) in pixels of the map, (dy, dx); None: no offsets.
+            offsets: (N, M, 2 * k * k) in strides of the level, (dy, dx); None: no offsets.
 
         Returns:
             (N, M, O).
@@ -96,6 +104,9 @@ class Atlas:
         x = places.x[..., None] + steps.repeat(k)
         if offsets is not None:
             y, x = y + offsets[..., 0::2], x + offsets[..., 1::2]
+        if places.scale is not None:
+            scale = places.scale[..., None]
+            y, x = y * scale + (scale - 1) / 2, x * scale + (scale - 1) / 2
         y = torch.minimum(y.clamp(min=-1), places.height[..., None])
         x = torch.minimum(x.clamp(min=-1), places.width[..., None])
         y, x = y + self.tops[..., None], x + 1
@@ -109,10 +120,16 @@ class Atlas:
 class AtlasPyramid(PyramidReader):
     """Reads (N, M) locations in float32; what it gives is (N, M, O)."""
 
-    def __init__(self, features: list[Tensor], delta_maps: list[Tensor], locations: Tensor):
+    def __init__(
+        self,
+        features: list[Tensor],
+        delta_maps: list[Tensor],
+        locations: Tensor,
+        scales: Sequence[int] = (),
+    ):
         """locations: (N, M) int64 in [0, R)."""
         self._features = [x.float() for x in features]
-        self._places = map_places(features, locations)
+        self._places = map_places(features, delta_maps, locations, scales)
         deltas = torch.cat([x.flatten(2).transpose(1, 2) for x in delta_maps], dim=1)
         self._guidance = deltas.float().gather(1, locations[..., None].expand(-1, -1, 4))
 

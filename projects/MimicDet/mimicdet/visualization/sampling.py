@@ -87,8 +87,10 @@ def sampling_points(
         raise UserError("sampling points need a model in evaluation mode whose S-head is run")
     images = model.preprocess_image([batched_input])
     size = images.image_sizes[0]
-    outputs = model.predict(model.backbone(images.tensor), images.image_sizes)
-    settings = model.student_head.settings
+    features = model.backbone(images.tensor)
+    outputs = model.predict(features, images.image_sizes)
+    head = model.student_head
+    settings = head.settings
     proposals = outputs.proposals
     boxes, scores = settings.decode(
         proposals.boxes, outputs.predictions, images.image_sizes, proposals.valid
@@ -109,8 +111,9 @@ def sampling_points(
     anchors = outputs.refined.anchors[locations]
     levels = proposals.levels[0, chosen].tolist()
     strides = [model.proposal_generator.strides[level] for level in levels]
-    pyramid = SparsePyramid(outputs.features, outputs.refined.delta_maps, [locations])
-    moved = pyramid.points(model.student_head.layers)
+    maps = [features[f] for f in head.in_features]
+    pyramid = head.pyramid(maps, outputs.refined.delta_maps, [locations], SparsePyramid)
+    moved = pyramid.points(head.layers)
     centers = Boxes(anchors).get_centers()
     points = [
         (center + own.flip(-1) * stride) * scale

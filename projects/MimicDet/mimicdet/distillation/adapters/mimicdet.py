@@ -28,9 +28,13 @@ class MimicDetTensors(DetectorTensors):
 
     refined: RefinementPredictions
 
-    def __init__(self, model: MimicDet, features: list[Tensor], image_sizes: list[tuple[int, int]]):
+    def __init__(
+        self, model: MimicDet, maps: dict[str, Tensor], image_sizes: list[tuple[int, int]]
+    ):
+        """maps: the backbone's by name."""
         self._model = model
-        self.features = features
+        self._maps = maps
+        self.features = [maps[f] for f in model.proposal_generator.in_features]
         self._image_sizes = image_sizes
         self._last: tuple[Locations, HeadPredictions] | None = None
 
@@ -60,7 +64,8 @@ class MimicDetTensors(DetectorTensors):
                 locations.anchors[locations.images == n] for n in range(len(self._image_sizes))
             ]
             head = self._model.student_head
-            self._last = locations, head(self.features, self.refined.delta_maps, requested)
+            maps = [self._maps[f] for f in head.in_features]
+            self._last = locations, head(maps, self.refined.delta_maps, requested)
         return self._last[1]
 
 
@@ -71,7 +76,7 @@ class MimicDetStudentTensors(MimicDetTensors):
     """
 
     def __init__(self, model: MimicDet, step: TrainingTensors):
-        super().__init__(model, step.features, step.image_sizes)
+        super().__init__(model, step.maps, step.image_sizes)
         self.refined = step.refined
         self._step = step
         self.gt_boxes = [x.gt_boxes.tensor for x in step.gt_instances]
@@ -101,14 +106,6 @@ class MimicDetStudentTensors(MimicDetTensors):
 
 class MimicDetTeacherTensors(MimicDetTensors):
     """A frozen MimicDet: pyramid at once, refinement module and heads where they are read."""
-
-    def __init__(
-        self, model: MimicDet, maps: dict[str, Tensor], image_sizes: list[tuple[int, int]]
-    ):
-        super().__init__(
-            model, [maps[f] for f in model.proposal_generator.in_features], image_sizes
-        )
-        self._maps = maps
 
     @cached_property
     def refined(self) -> RefinementPredictions:

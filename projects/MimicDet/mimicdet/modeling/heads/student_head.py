@@ -10,8 +10,8 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...utils.errors import check_choice
-from ..backbone.pyramid import anchor_scales
+from ...utils.errors import UserError, check_choice
+from ..backbone.pyramid import anchor_scales, level_shapes
 from ..layers import (
     AlignmentLayer,
     AlignmentSettings,
@@ -31,6 +31,12 @@ INITS = ("gaussian", "he")
 OFFSET_INITS = ("random", "box", "edges")
 REG_NORMALIZERS = ("mined", "positives")
 MIMIC_SAMPLES = ("sampled", "sampled_and_mined")
+_IN_FEATURES = "MODEL.MIMICDET.STUDENT.IN_FEATURES"
+
+
+def student_maps(cfg) -> list[str]:
+    """Names of the maps that the S-head's points read, one for each level of the refinement."""
+    return list(cfg.MODEL.MIMICDET.STUDENT.IN_FEATURES or cfg.MODEL.RPN.IN_FEATURES)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class StudentHead(nn.Module):
         detach_guidance: bool = True,
         sparse: bool = True,
         init: str = "gaussian",
+        in_features: Sequence[str] = (),
+        scales: Sequence[int] = (),
     ):
         """
         Args:
@@ -75,8 +83,14 @@ class StudentHead(nn.Module):
             sparse: compute the alignment layer at the requested locations alone; False: on whole
                 maps. The numbers and the state_dict are the same.
             init: "gaussian" or "he".
+            in_features: names of the maps that the alignment layers read, one for each level.
+            scales: pixels of each such map in a stride of its level; empty: 1.
         """
         super().__init__()
+        self.in_features = list(in_features)
+        self.scales = tuple(scales)
+        if not sparse and any(x != 1 for x in scales):
+            raise UserError(f"{_IN_FEATURES} finer than the levels need STUDENT.SPARSE")
         check_choice("MODEL.MIMICDET.STUDENT.INIT", init, INITS)
         check_choice(
             "MODEL.MIMICDET.STUDENT.REG_NORMALIZER", training.reg_normalizer, REG_NORMALIZERS
@@ -103,10 +117,19 @@ class StudentHead(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         keys, mimic = cfg.MODEL.MIMICDET.STUDENT, cfg.MODEL.MIMICDET.MIMIC
         levels = [input_shape[name] for name in cfg.MODEL.RPN.IN_FEATURES]
+        in_features = student_maps(cfg)
+        maps = level_shapes(_IN_FEATURES, in_features, input_shape)
+        if any(own.stride % x.stride for own, x in zip(levels, maps)):
+            raise UserError(
+                f"{_IN_FEATURES} {in_features} must have the strides of MODEL.RPN.IN_FEATURES "
+                f"{list(cfg.MODEL.RPN.IN_FEATURES)} or whole fractions of them"
+            )
         check_choice("MODEL.MIMICDET.MIMIC.SAMPLES", mimic.SAMPLES, MIMIC_SAMPLES)
         check_choice("MODEL.MIMICDET.STUDENT.OFFSET_INIT", keys.OFFSET_INIT, OFFSET_INITS)
         return {
-            "in_channels": levels[0].channels,
+            "in_channels": maps[0].channels,
+            "in_features": in_features,
+            "scales": [own.stride // x.stride for own, x in zip(levels, maps)],
             "settings": HeadSettings.from_config(cfg, keys),
             "alignment": AlignmentSettings(
                 name=keys.ALIGNMENT,
@@ -149,31 +172,37 @@ class StudentHead(nn.Module):
         return [self.alignments[name] for name in self.layer_names]
 
     def forward(
-        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+        self,
+        features: list[Tensor],
+        delta_maps: list[Tensor],
+        locations: Sequence[Tensor],
+        reader: type[PyramidReader] | None = None,
     ) -> HeadPredictions:
         """
         Args:
-            features: L x (N, C, Hl, Wl).
+            features: L x (N, C, Hl, Wl), the maps of in_features.
             delta_maps: L x (N, 4, Hl, Wl), the refinement module's deltas.
             locations: N x (Ri,) int64 in [0, R): where the outputs are requested.
+            reader: how the maps are read; None: as SPARSE says.
 
         Returns:
-            predictions for B = sum of Ri boxes, image after image.
+            predictions for B = sum of Ri boxes, image after image; of another reader, in its shape.
         """
-        return self.read(self.pyramid(features, delta_maps, locations))
+        pyramid = self.pyramid(features, delta_maps, locations, reader)
+        return self.predict(F.relu(pyramid.read(self.layers)))
 
     def pyramid(
-        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+        self,
+        features: list[Tensor],
+        delta_maps: list[Tensor],
+        locations: Sequence[Tensor],
+        reader: type[PyramidReader] | None = None,
     ) -> PyramidReader:
         """How the head reads its maps; arguments as of forward."""
         if self.detach_guidance:
             delta_maps = [x.detach() for x in delta_maps]
-        reader = SparsePyramid if self.sparse else DensePyramid
-        return reader(features, delta_maps, locations)
-
-    def read(self, pyramid: PyramidReader) -> HeadPredictions:
-        """Predictions at the locations of the pyramid."""
-        return self.predict(F.relu(pyramid.read(self.layers)))
+        reader = reader or (SparsePyramid if self.sparse else DensePyramid)
+        return reader(features, delta_maps, locations, self.scales)
 
     def predict(self, aligned: Tensor) -> HeadPredictions:
         """aligned: (..., alignment_dim), channels last; outputs keep the leading dimensions."""

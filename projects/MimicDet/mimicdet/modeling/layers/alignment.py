@@ -33,7 +33,7 @@ class LevelReader(Protocol):
 
         Args:
             conv: of k x k, on the maps' channels.
-            offsets: (..., 2 * k * k) in pixels of the map, (dy, dx) for each kernel point,
+            offsets: (..., 2 * k * k) in strides of the level, (dy, dx) for each kernel point,
                 row-major; None: no offsets. Points outside the map read as zero.
 
         Returns:
@@ -89,7 +89,7 @@ class AlignmentLayer(nn.Module):
         return reader.conv(self.conv, self.offsets(reader))
 
     def offsets(self, reader: LevelReader) -> Tensor | None:
-        """(..., 2 * k * k) offsets in pixels of the map, in float32; None: the points stay."""
+        """(..., 2 * k * k) offsets in strides, in float32; None: the points stay."""
         return None
 
     def hidden_layers(self) -> list[nn.Conv2d]:

@@ -17,15 +17,21 @@ class PyramidReader(ABC):
     """The alignment layers' output at the requested locations of a pyramid."""
 
     def __init__(
-        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+        self,
+        features: list[Tensor],
+        delta_maps: list[Tensor],
+        locations: Sequence[Tensor],
+        scales: Sequence[int] = (),
     ):
         """
         Args:
-            features: L x (N, C, Hl, Wl).
+            features: L x (N, C, Hl, Wl), or finer maps, see scales.
             delta_maps: L x (N, 4, Hl, Wl), the refinement module's deltas.
-            locations: N x (Ri,) int64 in [0, R).
+            locations: N x (Ri,) int64 in [0, R), on the levels of delta_maps.
+            scales: pixels of each level's features in a stride of the level; empty: 1.
         """
         self._features, self._delta_maps, self._locations = features, delta_maps, locations
+        self._scales = tuple(scales)
 
     @abstractmethod
     def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
@@ -62,19 +68,19 @@ class MapReader:
 class RowReader:
     """A LevelReader of M locations on all levels that share a layer; the shape (...) is (M,)."""
 
-    def __init__(self, rows: Tensor, delta_rows: Tensor, places: Places):
-        """rows, delta_rows: features and deltas, see sparse_conv.pyramid_rows."""
-        self._rows, self._delta_rows, self._places = rows, delta_rows, places
+    def __init__(self, rows: Tensor, guidance: Tensor, places: Places):
+        """rows: the features, see sparse_conv.pyramid_rows; guidance: (M, 4); places: M of them."""
+        self._rows, self._guidance, self._places = rows, guidance, places
 
     @property
     def guidance(self) -> Tensor:
-        return self._delta_rows[self._places.row]
+        return self._guidance
 
     def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
         return conv_at(self._rows, self._places, offsets, conv.weight, conv.bias)
 
     def kernel_points(self, kernel_size: int, offsets: Tensor | None) -> Tensor:
-        """(M, k * k, 2): where `conv` reads, (dy, dx) from the location in pixels of its map."""
+        """(M, k * k, 2): where `conv` reads, (dy, dx) from the location in strides of its level."""
         return kernel_points(self._places, kernel_size, offsets) - kernel_points(self._places, 1)
 
 
@@ -92,10 +98,16 @@ class SparsePyramid(PyramidReader):
     """Computes the requested locations alone: the same numbers and much less work."""
 
     def __init__(
-        self, features: list[Tensor], delta_maps: list[Tensor], locations: Sequence[Tensor]
+        self,
+        features: list[Tensor],
+        delta_maps: list[Tensor],
+        locations: Sequence[Tensor],
+        scales: Sequence[int] = (),
     ):
-        super().__init__(features, delta_maps, locations)
-        self._sizes = tuple(tuple(x.shape[-2:]) for x in features)
+        super().__init__(features, delta_maps, locations, scales)
+        self._sizes, self._map_sizes = (
+            tuple(tuple(x.shape[-2:]) for x in maps) for maps in (delta_maps, features)
+        )
         self._flat_locations = torch.cat(tuple(locations))
         self._images = image_indices([len(x) for x in locations], features[0].device)
 
@@ -108,8 +120,8 @@ class SparsePyramid(PyramidReader):
 
     def points(self, layers: Sequence[AlignmentLayer]) -> list[Tensor]:
         """
-        Where each location's layer reads: B x (k * k, 2), (dy, dx) from the location in pixels of
-        its map.
+        Where each location's layer reads: B x (k * k, 2), (dy, dx) from the location in strides of
+        its level.
         """
         points: list[Tensor] = [torch.empty(0)] * len(self._flat_locations)
         for layer, reader, chosen in self._parts(layers):
@@ -125,16 +137,17 @@ class SparsePyramid(PyramidReader):
         Each layer, its reader, and which of the locations the reader is for. A layer that none
         needs takes part as well: it has a gradient in every step.
         """
+        deltas = torch.cat([x.flatten(2) for x in self._delta_maps], dim=2)  # (N, 4, R)
         for layer, levels in levels_by_layer(layers):
-            layout = RowLayout.of(self._sizes, levels, self._flat_locations.device)
+            layout = RowLayout.of(
+                self._sizes, levels, self._flat_locations.device, self._map_sizes, self._scales
+            )
             level_of = layout.levels(self._flat_locations)
             chosen = torch.nonzero(sum(level_of == i for i in levels)).squeeze(1)
-            rows, delta_rows = (
-                pyramid_rows([maps[i] for i in levels])
-                for maps in (self._features, self._delta_maps)
-            )
-            places = layout.locate(self._flat_locations[chosen], self._images[chosen])
-            yield layer, RowReader(rows, delta_rows, places), chosen
+            locations, images = self._flat_locations[chosen], self._images[chosen]
+            rows = pyramid_rows([self._features[i] for i in levels])
+            guidance = deltas[images, :, locations]
+            yield layer, RowReader(rows, guidance, layout.locate(locations, images)), chosen
 
 
 def levels_by_layer(

@@ -29,16 +29,12 @@ MAX_SAMPLED_VALUES = 2**25
 class Places:
     """Where M locations lie in the rows of a pyramid; all fields (M,) int64."""
 
-    first_row: Tensor  # the row of their map's top left location
-    y: Tensor  # in pixels of their map
+    first_row: Tensor  # the row of their map's top left pixel
+    y: Tensor  # in strides of their level
     x: Tensor
     height: Tensor  # of their map
     width: Tensor
-
-    @property
-    def row(self) -> Tensor:
-        """The location's own row."""
-        return self.first_row + self.y * self.width + self.x
+    scale: Tensor  # pixels of their map in a stride
 
     def __len__(self) -> int:
         return len(self.y)
@@ -51,36 +47,45 @@ class Places:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How the locations of L levels lie in the rows of some of these levels, as (L,) tables."""
+    """Where the locations of L levels lie in the rows of some levels' maps, as (L,) tables."""
 
     ends: Tensor  # locations of the level and of all before it
     starts: Tensor  # locations before the level
-    heights: Tensor
+    columns: Tensor  # locations in a line of the level
+    heights: Tensor  # of the level's map
     widths: Tensor
-    first_rows: Tensor  # the level's first row in an image; meaningless where it has no rows
+    scales: Tensor  # pixels of its map in a stride
+    first_rows: Tensor  # the map's first row in an image; meaningless where it has no rows
     rows_per_image: int
 
     @staticmethod
     @lru_cache(maxsize=64)
     def of(
-        sizes: tuple[tuple[int, int], ...], levels: tuple[int, ...], device: torch.device
+        sizes: tuple[tuple[int, int], ...],
+        levels: tuple[int, ...],
+        device: torch.device,
+        map_sizes: tuple[tuple[int, int], ...] = (),
+        scales: tuple[int, ...] = (),
     ) -> "RowLayout":
         """
         Kept for the sizes that come again: a copy to a GPU makes the CPU wait.
 
         Args:
             sizes: (height, width) of each of the L levels; levels: those that have rows.
+            map_sizes, scales: of each level's map, and its pixels in a stride of the level; empty:
+                a location is a pixel.
         """
         table, location, row = [], 0, 0
-        for level, (height, width) in enumerate(sizes):
-            area = height * width
-            table.append((location + area, location, height, width, row))
+        maps = zip(map_sizes or sizes, scales or (1,) * len(sizes))
+        for level, ((lines, columns), ((height, width), scale)) in enumerate(zip(sizes, maps)):
             # Not "+=": under tracing these are tensors, which the table would see change.
-            location = location + area
-            row = row + (area if level in levels else 0)
+            end = location + lines * columns
+            table.append((end, location, columns, height, width, scale, row))
+            location = end
+            row = row + (height * width if level in levels else 0)
         with torch.inference_mode(False):  # for later steps too, which may be training's
-            columns = torch.tensor(list(zip(*table)), device=device).unbind(0)
-        return RowLayout(*columns, row)
+            fields = torch.tensor(list(zip(*table)), device=device).unbind(0)
+        return RowLayout(*fields, row)
 
     def levels(self, locations: Tensor) -> Tensor:
         """Level of each location in [0, R): int64 in [0, L)."""
@@ -94,13 +99,14 @@ class RowLayout:
         """
         levels = self.levels(locations)
         inside = locations - self.starts[levels]
-        width = self.widths[levels]
+        columns = self.columns[levels]
         return Places(
             first_row=images * self.rows_per_image + self.first_rows[levels],
-            y=inside // width,
-            x=inside % width,
+            y=inside // columns,
+            x=inside % columns,
             height=self.heights[levels],
-            width=width,
+            width=self.widths[levels],
+            scale=self.scales[levels],
         )
 
 
@@ -117,7 +123,8 @@ def conv_at(
     rows: Tensor, places: Places, offset: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """
-    Convolution of stride 1 and "same" padding at M locations.
+    Convolution of stride 1 and "same" padding at M locations; where a level's map is finer, its
+    points are still strides of the level apart.
 
     Sampled in float32 at least; the product with the weight follows autocast. Where locations are
     many they go through in parts, and training computes a part's samples again in the backward
@@ -125,7 +132,7 @@ def conv_at(
 
     Args:
         rows: see pyramid_rows; of C channels.
-        offset: (M, 2 * k * k) in pixels of the location's map, (dy, dx) for each kernel point;
+        offset: (M, 2 * k * k) in strides of the location's level, (dy, dx) for each kernel point;
             None: no offsets.
         weight: (O, C, k, k); bias: (O,).
 
@@ -154,7 +161,8 @@ def _conv_part(
 ) -> Tensor:
     k = weight.shape[-1]
     with torch.autocast(rows.device.type, enabled=False):
-        points = kernel_points(places, k, offset).to(rows.dtype)
+        scale = places.scale[:, None, None].to(rows.dtype)
+        points = kernel_points(places, k, offset).to(rows.dtype) * scale + (scale - 1) / 2
         sampled = sample_rows(rows, places, points)
     # The points' order is that of a channels-last weight, which is a view where it lies so.
     return F.linear(sampled.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
@@ -190,10 +198,10 @@ def sample_rows(rows: Tensor, places: Places, points: Tensor) -> Tensor:
 
 def kernel_points(places: Places, kernel_size: int, offset: Tensor | None = None) -> Tensor:
     """
-    Where a kernel reads: (y, x) of its points in pixels of the map, row-major: (M, k * k, 2).
+    Where a kernel reads: (y, x) of its points in strides of the level, row-major: (M, k * k, 2).
 
     Args:
-        offset: (M, 2 * k * k) in pixels of the map, (dy, dx) for each kernel point; None: none.
+        offset: (M, 2 * k * k) in strides, (dy, dx) for each kernel point; None: none.
     """
     center = torch.stack([places.y, places.x], dim=1)
     steps = torch.arange(kernel_size, device=center.device) - kernel_size // 2

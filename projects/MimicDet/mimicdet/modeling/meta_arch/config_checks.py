@@ -175,6 +175,12 @@ def _check_levels(cfg) -> Iterator[str]:
             f"MODEL.ROI_HEADS.IN_FEATURES {list(high)} must pair one to one with "
             f"MODEL.RPN.IN_FEATURES {list(low)}"
         )
+    maps = cfg.MODEL.MIMICDET.STUDENT.IN_FEATURES
+    if maps and len(maps) != len(low):
+        yield (
+            f"MODEL.MIMICDET.STUDENT.IN_FEATURES {maps} must pair one to one with "
+            f"MODEL.RPN.IN_FEATURES {list(low)}"
+        )
     sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
     if len(sizes) not in (1, len(low)) or any(len(s) != 1 for s in sizes):
         yield (

@@ -150,9 +150,8 @@ class MimicDet(nn.Module):
             )
         self.eval_head = eval_head
         if hasattr(self.backbone, "eval_out_features"):
-            levels = list(self.proposal_generator.in_features)
-            if eval_head == "teacher":
-                levels += self.roi_heads.in_features
+            head = self.student_head if eval_head == "student" else self.roi_heads
+            levels = [*self.proposal_generator.in_features, *head.in_features]
             self.backbone.eval_out_features = levels
 
     def forward(self, batched_inputs: list[dict[str, Any]]):
@@ -202,7 +201,10 @@ class MimicDet(nn.Module):
         queried = indices
         if self.student_head is not None:
             student_losses, student, queried = self.student_head.forward_training(
-                maps, refined.delta_maps, proposals, indices
+                [features[f] for f in self.student_head.in_features],
+                refined.delta_maps,
+                proposals,
+                indices,
             )
             if iteration < self.student_start:
                 student_losses = {key: 0 * loss for key, loss in student_losses.items()}
@@ -286,17 +288,16 @@ class MimicDet(nn.Module):
         refined = self.proposal_generator.predict(maps)
         in_graph = graph_pyramid is not None
         proposals = self.proposal_generator.top_proposals(refined, image_sizes, in_graph)
-        if in_graph:
-            pyramid = graph_pyramid(maps, refined.delta_maps, proposals.locations)
-            predictions = self.student_head.read(pyramid)
+        if self.eval_head == "student":
+            own = [features[f] for f in self.student_head.in_features]
+            locations = proposals.locations if in_graph else proposals.locations.unbind()
+            predictions = self.student_head(own, refined.delta_maps, locations, graph_pyramid)
         else:
-            if self.eval_head == "student":
-                flat = self.student_head(maps, refined.delta_maps, proposals.locations.unbind())
-            else:
-                flat = self.roi_heads.predict(
-                    features, proposals.boxes.unbind(), proposals.levels.unbind()
-                )
-            predictions = flat.by_image(len(proposals.locations))
+            predictions = self.roi_heads.predict(
+                features, proposals.boxes.unbind(), proposals.levels.unbind()
+            )
+        if not in_graph:
+            predictions = predictions.by_image(len(proposals.locations))
         return ModelOutputs(maps, refined, proposals, predictions)
 
     @property
