@@ -10,7 +10,7 @@ from onnx import numpy_helper, parser
 
 from mimicdet.export import ExportOptions, load_exported, quantize, writer
 from mimicdet.export.metadata import read_metadata
-from mimicdet.export.quantize import alignment_nodes, map_nodes
+from mimicdet.export.quantize import map_nodes, scale_alignments
 from mimicdet.export.verify import sample_images, to_batch
 from mimicdet.utils.errors import UserError
 from tests.export.conftest import eager
@@ -43,11 +43,16 @@ def test_what_is_quantised():
 
 
 SAMPLED = """
-net (float[1, 8, 8, 8] maps, float[1, 5, 9, 2] points, int64[2] rows) => (float[5, 4] out) {
+<ir_version: 9, opset_import: ["" : 20]>
+net (float[1, 2, 8, 8] maps, float[1, 5, 1, 2] points) => (float[5, 4] x, float[5, 4] out)
+<float[2, 2] micro_weight = {1, 0, 0, 1}, int64[2] rows = {5, 2},
+ float[2, 4] alignment_weight = {1, 2, 3, 4, 5, 6, 7, 8},
+ float[4, 4] feature_weight = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}>
+{
     [micro] guided = MatMul (points, micro_weight)
-    moved = Add (points, guided)
-    bins = GridSample (maps, moved)
-    flat = Reshape (bins, rows)
+    bins = GridSample (maps, guided)
+    turned = Transpose <perm = [0, 2, 3, 1]> (bins)
+    flat = Reshape (turned, rows)
     [aligned] x = MatMul (flat, alignment_weight)
     feature = Relu (x)
     [late] out = MatMul (feature, feature_weight)
@@ -55,8 +60,24 @@ net (float[1, 8, 8, 8] maps, float[1, 5, 9, 2] points, int64[2] rows) => (float[
 """
 
 
-def test_of_the_products_the_alignment_is_quantised():
-    assert alignment_nodes(parser.parse_graph(SAMPLED)) == ["aligned"]
+def test_alignments_alone_get_features_of_one_magnitude():
+    """The numbers stay; what enters the product has magnitude 1 at each location, or is 0."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(1, 2, 8, 8)).astype(np.float32)
+    maps[..., 4:] *= 50
+    points = np.array([[-0.9, 0.0], [0.9, 0.2], [0.1, 0.1], [5.0, 5.0], [-0.2, 0.9]], np.float32)
+    feed = {"maps": maps, "points": points[None, :, None]}
+    model = parser.parse_model(SAMPLED)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feed)
+    assert scale_alignments(model.graph) == ["aligned"]
+    inputs = {x.name: x.input[0] for x in model.graph.node}
+    scaled = onnx.helper.make_tensor_value_info(inputs["aligned"], onnx.TensorProto.FLOAT, [5, 2])
+    model.graph.output.append(scaled)
+    onnx.checker.check_model(model)
+    *actual, scaled = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feed)
+    for x, y in zip(actual, expected):
+        np.testing.assert_allclose(x, y, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(scaled).max(axis=1), [1, 1, 1, 0, 1])
 
 
 CHAIN = """

@@ -58,7 +58,7 @@ def quantize(path: Path, inputs: Callable[[], Inputs]) -> None:
         model = onnx.load(prepared)
         nodes = map_nodes(model.graph)
         correct_biases(model, nodes, inputs())
-        nodes += alignment_nodes(model.graph)
+        nodes += scale_alignments(model.graph)
         onnx.save(model, prepared)
         quantize_static(
             prepared,
@@ -101,16 +101,43 @@ def map_nodes(graph: "onnx.GraphProto") -> list[str]:
     return names
 
 
-def alignment_nodes(graph: "onnx.GraphProto") -> list[str]:
-    """Names of the products of features that were sampled at points with an alignment's weights."""
+def scale_alignments(graph: "onnx.GraphProto") -> list[str]:
+    """
+    Let each location's sampled features enter the alignment's product with their largest magnitude
+    taken out, in place: P6 and P7 have no norm, and hold numbers 50 times those of P3.
+
+    Returns:
+        names of these products.
+    """
+    from onnx import helper, numpy_helper
+
     sampled: set[str] = set()
-    names = []
+    nodes, names = [], []
     for node in graph.node:
         is_sampled = node.op_type == "GridSample" or not sampled.isdisjoint(node.input[:1])
-        if is_sampled and node.op_type == "MatMul":
-            names.append(node.name)
-        elif is_sampled:
-            sampled.update(node.output)
+        if not is_sampled or node.op_type != "MatMul":
+            sampled.update(node.output if is_sampled else ())
+            nodes.append(node)
+            continue
+        features, product = node.input[0], node.output[0]
+        size, largest, divisor, scaled, axis, least, small = (
+            f"{node.name}_{x}"
+            for x in ("size", "largest", "divisor", "scaled", "axis", "least", "small")
+        )
+        graph.initializer.append(numpy_helper.from_array(np.array([-1]), axis))
+        graph.initializer.append(numpy_helper.from_array(np.array(1e-9, np.float32), least))
+        node.input[0], node.output[0] = scaled, small
+        nodes += [
+            helper.make_node("Abs", [features], [size], size),
+            helper.make_node("ReduceMax", [size, axis], [largest], largest),
+            helper.make_node("Max", [largest, least], [divisor], divisor),
+            helper.make_node("Div", [features, divisor], [scaled], scaled),
+            node,
+            helper.make_node("Mul", [small, divisor], [product], f"{node.name}_product"),
+        ]
+        names.append(node.name)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
     return names
 
 
