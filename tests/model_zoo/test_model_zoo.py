@@ -39,6 +39,13 @@ def test_registry_that_is_shipped_is_sound_and_names_configs():
     assert configs <= set(model_zoo.list_configs())
 
 
+@pytest.mark.parametrize("name", sorted(zoo.read_registry()))
+def test_shipped_weights_are_of_their_config(name):
+    model = model_zoo.get(name, device="cpu")
+    figures = zoo.read_registry()[name]["metrics"]["student"]
+    assert model.num_classes == sum(key.startswith("AP-") for key in figures)
+
+
 def test_published_model_is_fetched(published):
     model, _, address = published
     assert model_zoo.list_models() == ["shapes"]
