@@ -75,19 +75,20 @@ def test_places_are_told_in_pixels_of_the_original_image():
     assert scaled.scores == plain.scores
 
 
+@pytest.mark.parametrize("scale, own", [(1, []), (2, ["p2", "p3", "p4", "p5", "p6"])])
 @pytest.mark.parametrize("alignment", sorted(ALIGNMENTS))
-def test_the_layer_reads_the_maps_at_these_points_and_nowhere_else(alignment):
+def test_the_layer_reads_the_maps_at_these_points_and_nowhere_else(alignment, scale, own):
     """
     The gradient of the aligned features by the maps marks the cells that were read: the
     neighbours of the points, which bilinear interpolation weighs.
     """
-    model = model_of(ALIGNMENT, alignment)
+    model = model_of(ALIGNMENT, alignment, "MODEL.MIMICDET.STUDENT.IN_FEATURES", own)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.student_head.alignments.named_parameters():
-        if name.endswith("bias"):  # the weights would see the maps of an untrained backbone, huge
+        if name.endswith("bias"):  # maps of an untrained backbone are huge: weights stay small
             parameter.data = torch.randn(parameter.shape, generator=generator)
         elif "offset" in name:
-            parameter.data *= float(alignment == "guided")
+            parameter.data *= 1.0 if alignment == "guided" else 1e-3
     inputs, box = make_input(size=(128, 160)), np.array([[60.0, 44.0, 92.0, 76.0]])
     record = sampling_points(model, inputs, reference_boxes=box)
     level = model.proposal_generator.in_features.index(record.levels[0])
@@ -98,8 +99,10 @@ def test_the_layer_reads_the_maps_at_these_points_and_nowhere_else(alignment):
         proposals = model.proposal_generator.propose(refined, [(128, 160)])[0]
     chosen = pairwise_iou(Boxes(torch.tensor(box).float()), proposals.proposal_boxes).argmax()
     layer = model.student_head.layers[level]
-    rows = pyramid_rows([maps[level]])
-    layout = RowLayout.of(tuple(tuple(m.shape[-2:]) for m in maps), (level,), rows.device)
+    read_maps = [features[name] for name in model.student_head.in_features]
+    rows = pyramid_rows([read_maps[level]])
+    sizes, map_sizes = (tuple(tuple(m.shape[-2:]) for m in x) for x in (maps, read_maps))
+    layout = RowLayout.of(sizes, (level,), rows.device, map_sizes, 5 * (scale,))
     places = layout.locate(proposals.locations[chosen][None], torch.tensor([0]))
     place = (0, slice(None), places.y[0], places.x[0])
     guidance = refined.delta_maps[level][place][None]
@@ -108,9 +111,9 @@ def test_the_layer_reads_the_maps_at_these_points_and_nowhere_else(alignment):
     rows.requires_grad_()
     layer.conv.weight.data.fill_(1.0)
     layer(RowReader(rows, guidance, places)).sum().backward()
-    read = rows.grad[:, 0].view(maps[level].shape[-2:]) / layer.conv.out_channels
+    read = rows.grad[:, 0].view(map_sizes[level]) / layer.conv.out_channels
     expected = torch.zeros_like(read)
-    for px, py in record.points[0] / record.strides[0] - 0.5:
+    for px, py in record.points[0] / (record.strides[0] / scale) - 0.5:
         for row in (int(np.floor(py)), int(np.floor(py)) + 1):
             for column in (int(np.floor(px)), int(np.floor(px)) + 1):
                 if 0 <= row < read.shape[0] and 0 <= column < read.shape[1]:
