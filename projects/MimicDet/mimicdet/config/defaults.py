@@ -79,8 +79,8 @@ def add_mimicdet_config(cfg: CN) -> None:
     # False: a two-stage detector (refinement module + T-head), Table 5's separate teacher.
     _C.STUDENT.ENABLED = True
     # Maps that its points read, one for each level of MODEL.RPN.IN_FEATURES, of the same stride or
-    # finer; empty: these levels themselves. The T-head's p2..p6 for p3..p7 cost little more at
-    # inference than P2 itself, as the S-head reads them at the proposals alone. Not in the paper.
+    # finer; empty: these levels themselves. At inference the T-head's p2..p6 for p3..p7 cost the
+    # convolutions of P2: the S-head reads maps at the proposals alone. Not in the paper.
     _C.STUDENT.IN_FEATURES = []
     # Alignment layer: "conv", "deform" (offsets from the features), "guided" (offsets from the
     # refinement module's deltas). Table 2's (a), (b), (c) and (d).
