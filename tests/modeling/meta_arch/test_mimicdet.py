@@ -109,6 +109,14 @@ def test_an_s_head_on_finer_maps_needs_no_t_head_for_them():
     assert set(own) | {"p7"} == set(model.backbone.eval_out_features)
 
 
+def test_p2_is_not_built_for_an_s_head_that_is_not_there():
+    student = "MODEL.MIMICDET.STUDENT."
+    opts = (f"{student}IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], f"{student}ENABLED", False)
+    opts += ("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"])
+    opts += ("MODEL.MIMICDET.EVAL_HEAD", "teacher", "MODEL.MIMICDET.MIMIC.ENABLED", False)
+    assert not hasattr(small_model(*opts).backbone, "fpn_output2")
+
+
 def test_crowds_silence_the_refinement_module_inside_them():
     """Both losses count the same images; the crowd takes its anchors out of one of them."""
     torch.manual_seed(0)

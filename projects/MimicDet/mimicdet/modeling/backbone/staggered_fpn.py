@@ -117,7 +117,9 @@ def build_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
             f"MODEL.FPN.IN_FEATURES: P6 continues C5 of stride 32, but the last of "
             f"{list(cfg.MODEL.FPN.IN_FEATURES)} has stride {shapes[last].stride}"
         )
-    used = [*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.MIMICDET.STUDENT.IN_FEATURES]
+    used = list(cfg.MODEL.RPN.IN_FEATURES)  # levels that some part of the model reads
+    if cfg.MODEL.MIMICDET.STUDENT.ENABLED:
+        used += cfg.MODEL.MIMICDET.STUDENT.IN_FEATURES
     if cfg.MODEL.MIMICDET.TEACHER.ENABLED:
         used += cfg.MODEL.ROI_HEADS.IN_FEATURES
     in_features = list(cfg.MODEL.FPN.IN_FEATURES)
