@@ -84,6 +84,7 @@ def test_a_plan_file(configs, tmp_path):
     assert [run.cfg.SOLVER.BASE_LR for run in runs[1:3]] == [0.2, 0.1]
     assert [run.cfg.MODEL.MIMICDET.MIMIC.ENABLED for run in runs[:2]] == [False, True]
     assert runs[0].cfg.INPUT.MIN_SIZE_TRAIN == (64,)
+    assert all(run.cfg.MODEL.INIT_BY_NAME for run in runs)
     assert read_plan(path, [7]).seeds == (7,)
 
 

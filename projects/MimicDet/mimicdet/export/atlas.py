@@ -36,8 +36,7 @@ def map_places(
     scales: Sequence[int] = (),
 ) -> MapPlaces:
     """The places of (..., M) locations; arguments as of PyramidReader."""
-    sizes = [x.shape[-2:] for x in delta_maps]
-    columns = per_level([x[1] for x in sizes], locations)
+    sizes, map_sizes = ([x.shape[-2:] for x in maps] for maps in (delta_maps, features))
     starts, start = [0], 0
     levels = torch.zeros_like(locations)
     for height, width in sizes[:-1]:
@@ -45,11 +44,12 @@ def map_places(
         starts.append(start)
         levels = levels + (locations >= start)
     index = locations.float() - per_level(starts, locations)[levels]  # exact below 2 ** 23
-    y = ((index + 0.5) / columns[levels]).floor()
-    x = index - y * columns[levels]
-    heights, widths = (per_level(x, locations) for x in zip(*(x.shape[-2:] for x in features)))
+    columns = per_level([x[1] for x in sizes], locations)[levels]
+    y = ((index + 0.5) / columns).floor()
+    x = index - y * columns
+    height, width = (per_level(own, locations)[levels] for own in zip(*map_sizes))
     scale = per_level(scales, locations)[levels] if any(x != 1 for x in scales) else None
-    return MapPlaces(levels, y, x, heights[levels], widths[levels], scale)
+    return MapPlaces(levels, y, x, height, width, scale)
 
 
 def per_level(values: Sequence[int], like: Tensor) -> Tensor:

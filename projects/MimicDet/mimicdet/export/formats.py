@@ -135,9 +135,9 @@ def _exported_program(
     example = _example()
     shapes = {"images": {0: batch, 2: height, 3: width}, "image_sizes": {0: batch}}
     if fixed_size:
-        example = torch.zeros(1, 3, *fixed_size), torch.tensor([fixed_size])
+        example, shapes = (torch.zeros(1, 3, *fixed_size), torch.tensor([fixed_size])), None
     with torch.no_grad():  # else switching gradients off becomes a part of the graph
-        return torch.export.export(detector, example, dynamic_shapes=None if fixed_size else shapes)
+        return torch.export.export(detector, example, dynamic_shapes=shapes)
 
 
 @contextmanager

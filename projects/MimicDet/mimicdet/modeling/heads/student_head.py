@@ -34,11 +34,6 @@ MIMIC_SAMPLES = ("sampled", "sampled_and_mined")
 _IN_FEATURES = "MODEL.MIMICDET.STUDENT.IN_FEATURES"
 
 
-def student_maps(cfg) -> list[str]:
-    """Names of the maps that the S-head's points read, one for each level of the refinement."""
-    return list(cfg.MODEL.MIMICDET.STUDENT.IN_FEATURES or cfg.MODEL.RPN.IN_FEATURES)
-
-
 @dataclass(frozen=True)
 class StudentTraining:
     """What trains the S-head (4.1)."""
@@ -117,7 +112,7 @@ class StudentHead(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         keys, mimic = cfg.MODEL.MIMICDET.STUDENT, cfg.MODEL.MIMICDET.MIMIC
         levels = [input_shape[name] for name in cfg.MODEL.RPN.IN_FEATURES]
-        in_features = student_maps(cfg)
+        in_features = list(keys.IN_FEATURES or cfg.MODEL.RPN.IN_FEATURES)
         maps = level_shapes(_IN_FEATURES, in_features, input_shape)
         if any(own.stride % x.stride for own, x in zip(levels, maps)):
             raise UserError(

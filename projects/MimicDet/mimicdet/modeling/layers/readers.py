@@ -70,11 +70,8 @@ class RowReader:
 
     def __init__(self, rows: Tensor, guidance: Tensor, places: Places):
         """rows: the features, see sparse_conv.pyramid_rows; guidance: (M, 4); places: M of them."""
-        self._rows, self._guidance, self._places = rows, guidance, places
-
-    @property
-    def guidance(self) -> Tensor:
-        return self._guidance
+        self.guidance = guidance
+        self._rows, self._places = rows, places
 
     def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
         return conv_at(self._rows, self._places, offsets, conv.weight, conv.bias)

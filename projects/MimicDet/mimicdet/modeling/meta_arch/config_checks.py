@@ -169,18 +169,16 @@ def _check_switches(cfg) -> Iterator[str]:
 
 
 def _check_levels(cfg) -> Iterator[str]:
-    low, high = cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.ROI_HEADS.IN_FEATURES
-    if cfg.MODEL.MIMICDET.TEACHER.ENABLED and len(low) != len(high):
-        yield (
-            f"MODEL.ROI_HEADS.IN_FEATURES {list(high)} must pair one to one with "
-            f"MODEL.RPN.IN_FEATURES {list(low)}"
-        )
-    maps = cfg.MODEL.MIMICDET.STUDENT.IN_FEATURES
-    if maps and len(maps) != len(low):
-        yield (
-            f"MODEL.MIMICDET.STUDENT.IN_FEATURES {maps} must pair one to one with "
-            f"MODEL.RPN.IN_FEATURES {list(low)}"
-        )
+    low, keys = cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.MIMICDET
+    for name, read, maps in (
+        ("ROI_HEADS", keys.TEACHER.ENABLED, cfg.MODEL.ROI_HEADS.IN_FEATURES),
+        ("MIMICDET.STUDENT", keys.STUDENT.IN_FEATURES, keys.STUDENT.IN_FEATURES),
+    ):
+        if read and len(maps) != len(low):
+            yield (
+                f"MODEL.{name}.IN_FEATURES {list(maps)} must pair one to one with "
+                f"MODEL.RPN.IN_FEATURES {list(low)}"
+            )
     sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
     if len(sizes) not in (1, len(low)) or any(len(s) != 1 for s in sizes):
         yield (
