@@ -44,15 +44,14 @@ def test_what_is_quantised():
 
 SAMPLED = """
 <ir_version: 9, opset_import: ["" : 20]>
-net (float[1, 2, 8, 8] maps, float[1, 5, 1, 2] points) => (float[5, 4] x, float[5, 4] out)
-<float[2, 2] micro_weight = {1, 0, 0, 1}, int64[2] rows = {5, 2},
+net (float[5, 4, 2] rows, float[5, 1, 2] points) => (float[5, 4] x, float[5, 4] out)
+<float[2, 4] micro_weight = {1, 0, 2, 0, 0, 1, 0, 3}, int64[2] shape = {5, 2},
  float[2, 4] alignment_weight = {1, 2, 3, 4, 5, 6, 7, 8},
  float[4, 4] feature_weight = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}>
 {
-    [micro] guided = MatMul (points, micro_weight)
-    bins = GridSample (maps, guided)
-    turned = Transpose <perm = [0, 2, 3, 1]> (bins)
-    flat = Reshape (turned, rows)
+    [micro] shares = MatMul (points, micro_weight)
+    bins = MatMul (shares, rows)
+    flat = Reshape (bins, shape)
     [aligned] x = MatMul (flat, alignment_weight)
     feature = Relu (x)
     [late] out = MatMul (feature, feature_weight)
@@ -63,10 +62,10 @@ net (float[1, 2, 8, 8] maps, float[1, 5, 1, 2] points) => (float[5, 4] x, float[
 def test_alignments_alone_get_features_of_one_magnitude():
     """The numbers stay; what enters the product has magnitude 1 at each location, or is 0."""
     rng = np.random.default_rng(0)
-    maps = rng.normal(size=(1, 2, 8, 8)).astype(np.float32)
-    maps[..., 4:] *= 50
-    points = np.array([[-0.9, 0.0], [0.9, 0.2], [0.1, 0.1], [5.0, 5.0], [-0.2, 0.9]], np.float32)
-    feed = {"maps": maps, "points": points[None, :, None]}
+    rows = rng.normal(size=(5, 4, 2)).astype(np.float32)
+    rows[2:] *= 50
+    points = np.array([[-0.9, 0.0], [0.9, 0.2], [0.1, 0.1], [0.0, 0.0], [-0.2, 0.9]], np.float32)
+    feed = {"rows": rows, "points": points[:, None]}
     model = parser.parse_model(SAMPLED)
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feed)
     assert scale_alignments(model.graph) == ["aligned"]

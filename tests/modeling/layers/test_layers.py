@@ -7,7 +7,7 @@ from detectron2.layers import DeformConv
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor
 
-from mimicdet.export.atlas import AtlasPyramid
+from mimicdet.export.graph_rows import GraphPyramid
 from mimicdet.modeling.layers import (
     ALIGNMENTS,
     AlignmentSettings,
@@ -231,7 +231,7 @@ def test_row_layout_by_hand():
 @pytest.mark.parametrize(
     "sizes, scales", [([(12, 16), (6, 8)], (2, 2)), ([(24, 32), (3, 4)], (4, 1))]
 )
-@pytest.mark.parametrize("reader", [SparsePyramid, AtlasPyramid])
+@pytest.mark.parametrize("reader", [SparsePyramid, GraphPyramid])
 def test_finer_maps_are_read_at_the_same_places(reader, sizes, scales):
     """Levels of 6x8 and 3x4 at strides 8 and 16; maps whose value is the place in the image."""
     strides = [8 // scales[0], 16 // scales[1]]

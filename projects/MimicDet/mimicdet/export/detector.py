@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..modeling.postprocess import has_area
 from ..utils.errors import UserError
-from .atlas import AtlasPyramid
+from .graph_rows import GraphPyramid
 from .nms import kept_by_nms
 from .optimize import copy_for_inference
 
@@ -70,7 +70,7 @@ class ExportableDetector(nn.Module):
         """
         pixels = self._preprocess(images, image_sizes)
         features = self.model.backbone(pixels.half() if self.precision == "float16" else pixels)
-        outputs = self.model.predict(features, image_sizes, AtlasPyramid)
+        outputs = self.model.predict(features, image_sizes, GraphPyramid)
         settings = self.model.eval_settings
         proposals = outputs.proposals
         boxes, scores = settings.decode(

@@ -111,11 +111,14 @@ def scale_alignments(graph: "onnx.GraphProto") -> list[str]:
     """
     from onnx import helper, numpy_helper
 
+    constants = {x.name for x in graph.initializer}
     sampled: set[str] = set()
     nodes, names = [], []
     for node in graph.node:
-        is_sampled = node.op_type == "GridSample" or not sampled.isdisjoint(node.input[:1])
-        if not is_sampled or node.op_type != "MatMul":
+        # Sampling is the product without a weight: shares times rows.
+        is_product = node.op_type == "MatMul" and constants.isdisjoint(node.input)
+        is_sampled = is_product or not sampled.isdisjoint(node.input[:1])
+        if not is_sampled or is_product or node.op_type != "MatMul":
             sampled.update(node.output if is_sampled else ())
             nodes.append(node)
             continue

@@ -3,8 +3,8 @@ The S-head's alignment layers at the requested locations, as one graph of fixed 
 
 The eager head sorts locations by layer, with sizes that depend on the data, and sums rows by
 embedding_bag, which ONNX lacks. A graph runs everywhere when its shapes do not depend on data:
-here the levels that share a layer are laid out in one picture, the *atlas*, and a single bilinear
-sampling reads from all of them. Shape shorthand: see modeling/structures.py.
+here every layer is computed at all locations, and a bilinear sample is four rows, gathered, times
+their shares. Shape shorthand: see modeling/structures.py.
 """
 
 from collections.abc import Sequence
@@ -57,13 +57,10 @@ def per_level(values: Sequence[int], like: Tensor) -> Tensor:
     return torch.cat([torch.full((1,), x, device=like.device).float() for x in values])
 
 
-class Atlas:
+class GraphRows:
     """
-    The maps of some levels below each other, with a border of zeros around each: a LevelReader of
-    all (N, M) locations. What it reads elsewhere than on its levels is void.
-
-    A point outside its level's map reads as zero in the eager operator. Clamped to the border it
-    does so here, also half-way between border and map, so the numbers are the same.
+    The maps of some levels as rows, channels last: a LevelReader of all (N, M) locations. What it
+    reads elsewhere than on its levels is void.
     """
 
     def __init__(
@@ -71,21 +68,22 @@ class Atlas:
     ):
         """
         Args:
-            features: L x (N, C, Hl, Wl), fine to coarse; levels: which of them to lay out.
+            features: L x (N, C, Hl, Wl); levels: which of them to lay out.
             places: of the locations; guidance: (N, M, 4).
         """
         self.guidance = guidance
         self._places = places
-        width = features[levels[0]].shape[-1]
-        parts, tops, top = [], [0] * len(features), 1
+        rows = torch.cat([features[i].permute(0, 2, 3, 1).flatten(1, 2) for i in levels], dim=1)
+        starts, start = [0] * len(features), 0
         for level in levels:
-            x = features[level]
-            parts.append(F.pad(x, (1, width - x.shape[-1] + 1, 1, 1)))
-            tops[level] = top
-            top = top + x.shape[-2] + 2
-        self.image = torch.cat(parts, dim=2)
-        # Row of the atlas where the map of each location's level begins.
-        self.tops = per_level(tops, places.levels)[places.levels]
+            starts[level] = start
+            start = start + features[level].shape[-2] * features[level].shape[-1]
+        self._rows = rows.flatten(0, 1)
+        # Of each location: the row where its level's map begins in the rows of one image, the last
+        # of those rows, and where the image's rows begin.
+        self._first_row = per_level(starts, places.levels)[places.levels]
+        self._last_row = rows.shape[1] - 1 if len(levels) < len(features) else None
+        self._image_row = torch.arange(rows.shape[0], device=rows.device) * rows.shape[1]
 
     def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
         """
@@ -107,17 +105,43 @@ class Atlas:
         if places.scale is not None:
             scale = places.scale[..., None]
             y, x = y * scale + (scale - 1) / 2, x * scale + (scale - 1) / 2
-        y = torch.minimum(y.clamp(min=-1), places.height[..., None])
-        x = torch.minimum(x.clamp(min=-1), places.width[..., None])
-        y, x = y + self.tops[..., None], x + 1
-        height, width = self.image.shape[-2:]
-        # grid_sample takes (x, y) in [-1, 1] of the picture's outer edges.
-        grid = torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], dim=-1)
-        sampled = F.grid_sample(self.image, grid, mode="bilinear", align_corners=False)
-        return F.linear(sampled.transpose(1, 2).flatten(2), weight.flatten(1), conv.bias)
+        y, next_line, line_shares = _neighbours(y, places.height[..., None])
+        x, next_column, column_shares = _neighbours(x, places.width[..., None])
+        shares = (line_shares[..., :, None] * column_shares[..., None, :]).flatten(3)
+        width = places.width[..., None]
+        corner = self._first_row[..., None] + y * width + x
+        down = next_line * width
+        steps = torch.stack([0 * down, next_column, down, down + next_column], dim=-1)
+        index = corner[..., None] + steps  # float32, exact below 2 ** 24
+        if self._last_row is not None:
+            index = index.clamp(max=self._last_row)
+        index = index.long() + self._image_row[:, None, None, None]
+        # (N, M, P, 1, 4) times (N, M, P, 4, C)
+        sampled = shares[..., None, :] @ F.embedding(index, self._rows)
+        # The points' order is that of a channels-last weight.
+        return F.linear(sampled.flatten(2), weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
-class AtlasPyramid(PyramidReader):
+def _neighbours(points: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    The two pixels between which each point lies, along one axis.
+
+    Args:
+        points: (N, M, P), pixel centres at whole numbers; size: (N, M, 1), pixels of the axis.
+
+    Returns:
+        (N, M, P) the lower pixel, inside the map; (N, M, 1) how far the upper one is from it, 0
+        where the map has a single pixel; (N, M, P, 2) their shares, zero where the point is a pixel
+        or more away: outside the map it is all zero.
+    """
+    low = torch.minimum(points.floor().clamp(min=0.0), (size - 2).clamp(min=0.0))
+    step = (size - 1).clamp(max=1.0)
+    distances = points - low
+    shares = [F.relu(1 - distances.abs()), F.relu(1 - (distances - 1).abs()) * step]
+    return low, step, torch.stack(shares, dim=-1)
+
+
+class GraphPyramid(PyramidReader):
     """Reads (N, M) locations in float32; what it gives is (N, M, O)."""
 
     def __init__(
@@ -136,7 +160,7 @@ class AtlasPyramid(PyramidReader):
     def read(self, layers: Sequence[AlignmentLayer]) -> Tensor:
         aligned = None
         for layer, levels in levels_by_layer(layers):
-            out = layer(Atlas(self._features, levels, self._places, self._guidance))
+            out = layer(GraphRows(self._features, levels, self._places, self._guidance))
             if aligned is None:
                 aligned = out
                 continue
