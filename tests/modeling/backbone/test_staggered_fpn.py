@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
+from detectron2.layers import DepthwiseSeparableConv2d, ShapeSpec
 from detectron2.modeling import build_backbone
 
 from mimicdet import StaggeredFPN
@@ -13,6 +13,7 @@ from tests.helpers import count_calls, make_input, small_cfg, small_model
 
 NO_TEACHER = ("MODEL.MIMICDET.TEACHER.ENABLED", False, "MODEL.MIMICDET.MIMIC.ENABLED", False)
 LEVELS = ["p2", "p3", "p4", "p5", "p6", "p7"]
+PLAIN_LEVELS = "MODEL.MIMICDET.FPN.PLAIN_LEVELS"
 
 
 def build(*opts):
@@ -34,10 +35,11 @@ def test_levels_shapes_and_strides():
         assert backbone.output_shape()[name].stride == 2**level
 
 
+@pytest.mark.parametrize("plain", [[], ["p2", "p4"]])
 @torch.no_grad()
-def test_the_pyramid_by_hand():
-    """Laterals, nearest upsampling, 3x3 outputs; P6 from C5, P7 from ReLU(P6)."""
-    backbone = build().train()
+def test_the_pyramid_by_hand(plain):
+    """Laterals, nearest upsampling, 3x3 outputs where not plain; P6 from C5, P7 from ReLU(P6)."""
+    backbone = build(PLAIN_LEVELS, plain).train()
     x = torch.rand(1, 3, 64, 64)
     actual = backbone(x)
     c = backbone.bottom_up(x)
@@ -53,7 +55,8 @@ def test_the_pyramid_by_hand():
         if inner is not None:
             lateral = lateral + inner.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         inner = lateral
-        expected[f"p{level}"] = conv(f"fpn_output{level}", inner)
+        name = f"p{level}"
+        expected[name] = inner if name in plain else conv(f"fpn_output{level}", inner)
     expected["p6"] = conv("p6", c["res5"], stride=2)
     expected["p7"] = conv("p7", F.relu(expected["p6"]), stride=2)
     for name in LEVELS:
@@ -149,6 +152,7 @@ def test_initialisation(init):
     "opts, words",
     [
         (("MODEL.MIMICDET.FPN.INIT", "zeros"), "MODEL.MIMICDET.FPN.INIT.*zeros"),
+        ((PLAIN_LEVELS, ["p2", "p6"]), f"{PLAIN_LEVELS}.*'p6'"),
         (("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]), "OUT_FEATURES.*res5"),
         (("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4"]), "res5"),
         (("MODEL.FPN.FUSE_TYPE", "avg"), "avg"),
@@ -157,6 +161,14 @@ def test_initialisation(init):
 def test_contradictions_are_named(opts, words):
     with pytest.raises(ValueError, match=words):
         build(*opts)
+
+
+def test_a_plain_level_has_no_convolution_beside_separable_ones():
+    backbone = build(PLAIN_LEVELS, ["p2"], "MODEL.MIMICDET.DEPTHWISE", True)
+    outputs = [getattr(backbone, f"fpn_output{level}") for level in (2, 3, 4, 5)]
+    kinds = [torch.nn.Identity, *3 * [DepthwiseSeparableConv2d]]
+    assert list(map(type, outputs)) == kinds
+    assert outputs[::-1] == list(backbone.output_convs)  # what forward runs
 
 
 def test_the_builder_gives_a_staggered_pyramid():

@@ -55,6 +55,9 @@ def add_mimicdet_config(cfg: CN) -> None:
     _C.FPN = CN()
     # Initialisation of the pyramid's convs: "he" (4.1) or "xavier" (Detectron2's FPN).
     _C.FPN.INIT = "he"
+    # Levels of MODEL.FPN.IN_FEATURES without an output convolution: the sum of lateral and coarser
+    # level as it is. ["p2"] makes STUDENT.IN_FEATURES with p2 cheap. Not in the paper.
+    _C.FPN.PLAIN_LEVELS = []
 
     # ---------------------------------------------------------------- refinement module (3.2)
     _C.REFINEMENT = CN()

@@ -8,9 +8,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
-from ...utils.errors import UserError, check_choice
+from ...utils.errors import UserError, check_choice, check_choices
 from ..layers.separable import conv3x3
 from .pyramid import build_bottom_up
+
+_PLAIN_LEVELS = "MODEL.MIMICDET.FPN.PLAIN_LEVELS"
 
 
 class StaggeredFPN(FPN):
@@ -26,6 +28,7 @@ class StaggeredFPN(FPN):
         *args,
         eval_out_features: Sequence[str] | None = None,
         depthwise: bool = False,
+        plain_levels: Sequence[str] = (),
         **kwargs,
     ):
         """
@@ -33,22 +36,25 @@ class StaggeredFPN(FPN):
             eval_out_features: names of the levels that evaluation reads; None: all. It can be set
                 later, on the attribute of the same name.
             depthwise: the output convolutions are separable, see layers.conv3x3.
+            plain_levels: names of levels without an output convolution.
             args, kwargs: see Detectron2's FPN.
         """
         super().__init__(*args, **kwargs)
         if self._fuse_type != "sum":
             raise UserError(f"StaggeredFPN adds levels up, got fuse_type {self._fuse_type!r}")
         self.eval_out_features = eval_out_features
-        if depthwise:
-            self._separate_outputs(kwargs.get("norm", ""))
+        for level in self._out_features[: len(self.in_features)]:
+            if level in plain_levels:
+                self._set_output(level, nn.Identity())
+            elif depthwise:
+                norm = kwargs.get("norm", "")
+                channels = self._out_feature_channels[level]
+                self._set_output(level, conv3x3(channels, channels, depthwise=True, norm=norm))
 
-    def _separate_outputs(self, norm: str) -> None:
-        for name, conv in list(self.named_children()):
-            if name.startswith("fpn_output"):
-                channels = conv.out_channels
-                separable = conv3x3(channels, channels, depthwise=True, norm=norm)
-                self.output_convs[self.output_convs.index(conv)] = separable
-                setattr(self, name, separable)
+    def _set_output(self, level: str, module: nn.Module) -> None:
+        name = f"fpn_output{level[1:]}"
+        self.output_convs[self.output_convs.index(getattr(self, name))] = module
+        setattr(self, name, module)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
@@ -123,7 +129,8 @@ def build_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
     if cfg.MODEL.MIMICDET.TEACHER.ENABLED:
         used += cfg.MODEL.ROI_HEADS.IN_FEATURES
     in_features = list(cfg.MODEL.FPN.IN_FEATURES)
-    while in_features and f"p{int(math.log2(shapes[in_features[0]].stride))}" not in used:
+    levels = [f"p{int(math.log2(shapes[name].stride))}" for name in in_features]
+    while in_features and levels[-len(in_features)] not in used:
         in_features.pop(0)
     if not in_features:
         raise UserError(
@@ -131,6 +138,7 @@ def build_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
             f"MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}"
         )
     channels = cfg.MODEL.FPN.OUT_CHANNELS
+    check_choices(_PLAIN_LEVELS, cfg.MODEL.MIMICDET.FPN.PLAIN_LEVELS, levels)
     fpn = StaggeredFPN(
         bottom_up,
         in_features,
@@ -139,6 +147,7 @@ def build_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
         top_block=LastLevelP6P7(shapes[last].channels, channels, last),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
         depthwise=cfg.MODEL.MIMICDET.DEPTHWISE,
+        plain_levels=cfg.MODEL.MIMICDET.FPN.PLAIN_LEVELS,
     )
     _initialise_pyramid(fpn, cfg.MODEL.MIMICDET.FPN.INIT)
     return fpn
