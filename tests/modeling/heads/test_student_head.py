@@ -14,6 +14,7 @@ from tests.helpers import NUM_CLASSES, small_model
 
 ODD = [(9, 13), (5, 7), (3, 4), (2, 2), (1, 1)]
 KEY = "MODEL.MIMICDET.STUDENT."
+LEVELS = ["p3", "p4", "p5", "p6", "p7"]
 FINER = ["p2", "p3", "p4", "p5", "p6"]
 
 
@@ -32,7 +33,8 @@ def make_maps(sizes=ODD, images=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     features = [torch.randn(images, 16, *s, generator=generator) for s in sizes]
     deltas = [torch.randn(images, 4, *s, generator=generator) for s in sizes]
-    return [x.requires_grad_() for x in features], [x.requires_grad_() for x in deltas]
+    maps = dict(zip(LEVELS, (x.requires_grad_() for x in features)))
+    return maps, [x.requires_grad_() for x in deltas]
 
 
 def every_result(head, sizes, locations, images):
@@ -44,7 +46,7 @@ def every_result(head, sizes, locations, images):
     sum((x * torch.randn(x.shape)).sum() for x in vars(out).values()).backward()
     results = dict(vars(out))
     results |= {f"grad {name}": p.grad.clone() for name, p in head.named_parameters()}
-    results |= {f"grad feature {i}": x.grad for i, x in enumerate(features)}
+    results |= {f"grad {name}": x.grad for name, x in features.items()}
     if not head.detach_guidance and "offset" in " ".join(head.state_dict()):
         if deltas[0].grad is not None:
             results |= {f"grad deltas {i}": x.grad for i, x in enumerate(deltas)}
@@ -91,7 +93,7 @@ def test_a_level_without_locations_still_has_gradients(sparse):
     for name, parameter in head.alignments.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.any()) == name.startswith("k5"), name
-    assert all(x.grad is not None for x in features)
+    assert all(x.grad is not None for x in features.values())
 
 
 def test_no_locations_at_all():
@@ -101,7 +103,7 @@ def test_no_locations_at_all():
     out = head(features, deltas, none)
     assert out.pred_class_logits.shape == (0, NUM_CLASSES + 1)
     out.pred_box_deltas.sum().backward()
-    assert features[0].grad is not None and not features[0].grad.any()
+    assert features["p3"].grad is not None and not features["p3"].grad.any()
 
 
 @torch.no_grad()
@@ -143,7 +145,7 @@ def test_aligned_features_pass_a_relu():
     head(features, deltas, [torch.arange(9 * 13)])
     actual = seen[0]
     conv = head.alignments["k3"].conv
-    expected = F.conv2d(features[0], conv.weight, conv.bias, padding=1).relu()
+    expected = F.conv2d(features["p3"], conv.weight, conv.bias, padding=1).relu()
     torch.testing.assert_close(actual, expected[0].flatten(1).T, atol=1e-4, rtol=1e-4)
     assert (actual == 0).any()
 
@@ -219,7 +221,7 @@ def test_bfloat16_stays_near_float32():
     locations = [torch.arange(140), torch.arange(60)]
     expected = head(features, deltas, locations)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = head([x.bfloat16() for x in features], deltas, locations)
+        actual = head({name: x.bfloat16() for name, x in features.items()}, deltas, locations)
     difference = (actual.box_features.float() - expected.box_features).norm()
     assert difference < 0.02 * expected.box_features.norm()
 
@@ -330,7 +332,7 @@ def test_training_twice_over_few_is_training_once_over_all():
         (sum(losses.values()) + mimicked.box_features.square().sum()).backward()
         result = {**losses, **vars(mimicked)}
         result |= {f"grad {name}": p.grad for name, p in head.named_parameters()}
-        result |= {f"grad feature {i}": x.grad for i, x in enumerate(features)}
+        result |= {f"grad {name}": x.grad for name, x in features.items()}
         results.append(result)
     assert runs[0] == (100, False) and runs[2] == (100, True)
     assert runs[1][1] and 6 * 2 <= runs[1][0] <= 2 * (6 + 4) + 5

@@ -209,8 +209,7 @@ def test_both_heads_are_mimicked_at_the_same_boxes():
         assert len(rows.unique()) == 16
         sampled_at.append(proposals.locations[rows])
     features = captured["features"]
-    maps = [features[f"p{i}"] for i in range(3, 8)]
-    student = model.student_head(maps, captured["refined"].delta_maps, sampled_at)
+    student = model.student_head(features, captured["refined"].delta_maps, sampled_at)
     teacher = model.roi_heads.predict(features, query.boxes, query.levels)
     for actual, expected in ((tensors.student, student), (tensors.teacher, teacher)):
         for a, b in zip(vars(actual).values(), vars(expected).values()):

@@ -111,8 +111,7 @@ def sampling_points(
     anchors = outputs.refined.anchors[locations]
     levels = proposals.levels[0, chosen].tolist()
     strides = [model.proposal_generator.strides[level] for level in levels]
-    maps = [features[f] for f in head.in_features]
-    pyramid = head.pyramid(maps, outputs.refined.delta_maps, [locations], SparsePyramid)
+    pyramid = head.pyramid(features, outputs.refined.delta_maps, [locations], SparsePyramid)
     moved = pyramid.points(head.layers)
     centers = Boxes(anchors).get_centers()
     points = [

@@ -64,8 +64,7 @@ class MimicDetTensors(DetectorTensors):
                 locations.anchors[locations.images == n] for n in range(len(self._image_sizes))
             ]
             head = self._model.student_head
-            maps = [self._maps[f] for f in head.in_features]
-            self._last = locations, head(maps, self.refined.delta_maps, requested)
+            self._last = locations, head(self._maps, self.refined.delta_maps, requested)
         return self._last[1]
 
 

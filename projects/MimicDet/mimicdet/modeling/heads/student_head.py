@@ -1,6 +1,6 @@
 """The S-head: the one-stage detection head, the student (3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -168,14 +168,14 @@ class StudentHead(nn.Module):
 
     def forward(
         self,
-        features: list[Tensor],
+        features: Mapping[str, Tensor],
         delta_maps: list[Tensor],
         locations: Sequence[Tensor],
         reader: type[PyramidReader] | None = None,
     ) -> HeadPredictions:
         """
         Args:
-            features: L x (N, C, Hl, Wl), the maps of in_features.
+            features: the backbone's maps by name, (N, C, Hl, Wl); those of in_features are read.
             delta_maps: L x (N, 4, Hl, Wl), the refinement module's deltas.
             locations: N x (Ri,) int64 in [0, R): where the outputs are requested.
             reader: how the maps are read; None: as SPARSE says.
@@ -188,7 +188,7 @@ class StudentHead(nn.Module):
 
     def pyramid(
         self,
-        features: list[Tensor],
+        features: Mapping[str, Tensor],
         delta_maps: list[Tensor],
         locations: Sequence[Tensor],
         reader: type[PyramidReader] | None = None,
@@ -197,7 +197,8 @@ class StudentHead(nn.Module):
         if self.detach_guidance:
             delta_maps = [x.detach() for x in delta_maps]
         reader = reader or (SparsePyramid if self.sparse else DensePyramid)
-        return reader(features, delta_maps, locations, self.scales)
+        maps = [features[name] for name in self.in_features]
+        return reader(maps, delta_maps, locations, self.scales)
 
     def predict(self, aligned: Tensor) -> HeadPredictions:
         """aligned: (..., alignment_dim), channels last; outputs keep the leading dimensions."""
@@ -215,7 +216,7 @@ class StudentHead(nn.Module):
 
     def forward_training(
         self,
-        features: list[Tensor],
+        features: Mapping[str, Tensor],
         delta_maps: list[Tensor],
         proposals: list[Instances],
         sampled: list[Tensor],
@@ -239,7 +240,7 @@ class StudentHead(nn.Module):
         boxes, counts = LabelledBoxes.of(proposals), [len(x) for x in proposals]
         locations = [x.locations for x in proposals]
         if self.sparse:
-            with torch.no_grad(), fresh_casts(features[0].device):
+            with torch.no_grad(), fresh_casts(delta_maps[0].device):
                 logits = self(features, delta_maps, locations).pred_class_logits
         else:
             predictions = self(features, delta_maps, locations)

@@ -201,7 +201,7 @@ class MimicDet(nn.Module):
         queried = indices
         if self.student_head is not None:
             student_losses, student, queried = self.student_head.forward_training(
-                [features[f] for f in self.student_head.in_features],
+                features,
                 refined.delta_maps,
                 proposals,
                 indices,
@@ -289,9 +289,8 @@ class MimicDet(nn.Module):
         in_graph = graph_pyramid is not None
         proposals = self.proposal_generator.top_proposals(refined, image_sizes, in_graph)
         if self.eval_head == "student":
-            own = [features[f] for f in self.student_head.in_features]
             locations = proposals.locations if in_graph else proposals.locations.unbind()
-            predictions = self.student_head(own, refined.delta_maps, locations, graph_pyramid)
+            predictions = self.student_head(features, refined.delta_maps, locations, graph_pyramid)
         else:
             predictions = self.roi_heads.predict(
                 features, proposals.boxes.unbind(), proposals.levels.unbind()
