@@ -102,7 +102,7 @@ def test_light_configs_train_and_export(config):
     """Gradients everywhere, exact loss keys, and a graph that finds what the model finds."""
     pytest.importorskip("timm")
     small = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", 3]
-    small += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3]
+    small += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2]
     cfg = load_config(str(config), small)
     assert cfg.INPUT.FORMAT == "RGB" and f"_{cfg.INPUT.MAX_SIZE_TEST}px" in config.stem
     torch.manual_seed(0)

@@ -82,7 +82,8 @@ def test_student_output_at_a_position_is_the_pixel_of_the_dense_map():
     images, maps, refined = predict(model, [make_input((96, 130)), make_input((70, 61), seed=1)])
     proposals = model.proposal_generator.propose(refined, images.image_sizes)
     head = model.student_head
-    actual = head(maps, refined.delta_maps, [x.locations for x in proposals])
+    named = dict(zip(head.in_features, maps))
+    actual = head(named, refined.delta_maps, [x.locations for x in proposals])
     row = 0
     for n, proposal in enumerate(proposals):
         for location in proposal.locations.tolist():
