@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modeling.layers import AlignmentLayer, PyramidReader, levels_by_layer
+from ..modeling.layers.sparse_conv import pyramid_rows
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,16 @@ class GraphRows:
         """
         self.guidance = guidance
         self._places = places
-        rows = torch.cat([features[i].permute(0, 2, 3, 1).flatten(1, 2) for i in levels], dim=1)
-        starts, start = [0] * len(features), 0
+        self._rows = pyramid_rows([features[i] for i in levels])
+        starts, rows = [0] * len(features), 0
         for level in levels:
-            starts[level] = start
-            start = start + features[level].shape[-2] * features[level].shape[-1]
-        self._rows = rows.flatten(0, 1)
+            starts[level] = rows
+            rows = rows + features[level].shape[-2] * features[level].shape[-1]
         # Of each location: the row where its level's map begins in the rows of one image, the last
         # of those rows, and where the image's rows begin.
         self._first_row = per_level(starts, places.levels)[places.levels]
-        self._last_row = rows.shape[1] - 1 if len(levels) < len(features) else None
-        self._image_row = torch.arange(rows.shape[0], device=rows.device) * rows.shape[1]
+        self._last_row = rows - 1 if len(levels) < len(features) else None
+        self._image_row = torch.arange(features[0].shape[0], device=guidance.device) * rows
 
     def conv(self, conv: nn.Conv2d, offsets: Tensor | None = None) -> Tensor:
         """
@@ -111,8 +111,8 @@ class GraphRows:
         width = places.width[..., None]
         corner = self._first_row[..., None] + y * width + x
         down = next_line * width
-        steps = torch.stack([0 * down, next_column, down, down + next_column], dim=-1)
-        index = corner[..., None] + steps  # float32, exact below 2 ** 24
+        corners = [torch.zeros_like(down), next_column, down, down + next_column]
+        index = corner[..., None] + torch.stack(corners, dim=-1)  # float32, exact below 2 ** 24
         if self._last_row is not None:
             index = index.clamp(max=self._last_row)
         index = index.long() + self._image_row[:, None, None, None]

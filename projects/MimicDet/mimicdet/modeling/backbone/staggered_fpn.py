@@ -128,10 +128,9 @@ def build_staggered_fpn_backbone(cfg, input_shape) -> StaggeredFPN:
         used += cfg.MODEL.MIMICDET.STUDENT.IN_FEATURES
     if cfg.MODEL.MIMICDET.TEACHER.ENABLED:
         used += cfg.MODEL.ROI_HEADS.IN_FEATURES
-    in_features = list(cfg.MODEL.FPN.IN_FEATURES)
-    levels = [f"p{int(math.log2(shapes[name].stride))}" for name in in_features]
-    while in_features and levels[-len(in_features)] not in used:
-        in_features.pop(0)
+    levels = [f"p{int(math.log2(shapes[name].stride))}" for name in cfg.MODEL.FPN.IN_FEATURES]
+    finest = next((i for i, level in enumerate(levels) if level in used), len(levels))
+    in_features = cfg.MODEL.FPN.IN_FEATURES[finest:]
     if not in_features:
         raise UserError(
             f"MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES {used} use no level of "

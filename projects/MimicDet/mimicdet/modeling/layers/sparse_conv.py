@@ -115,7 +115,8 @@ def pyramid_rows(maps: Sequence[Tensor]) -> Tensor:
     Maps (N, C, Hl, Wl) of some levels as rows (N * sum of Hl * Wl, C), contiguous: embedding_bag
     takes ten times as long over others.
     """
-    rows = [x.flatten(2).transpose(1, 2) for x in maps]
+    # In this order ONNX Runtime joins the transposition with the convolution before it.
+    rows = [x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps]
     return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).flatten(0, 1).contiguous()
 
 
