@@ -9,6 +9,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 
 from mimicdet.modeling.postprocess import (
+    apply_deltas,
     clip_boxes,
     decode_predictions,
     detections,
@@ -45,6 +46,21 @@ def plain_nms(boxes, scores, thresh):
         if all(iou(boxes[i], boxes[j]) <= thresh for j in kept):
             kept.append(i)
     return kept
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)]
+)
+@pytest.mark.parametrize("shape", [(7, 4), (2, 7, 4)])
+def test_deltas_are_applied_as_detectron2_does(weights, shape):
+    generator = torch.Generator().manual_seed(0)
+    deltas = torch.randn(2, 7, 4, generator=generator) * 8  # some above the largest growth
+    boxes = torch.rand(shape, generator=generator) * 50
+    boxes[..., 2:] += boxes[..., :2]
+    transform = Box2BoxTransform(weights=weights)
+    actual = apply_deltas(transform, deltas, boxes)
+    for own, own_deltas, own_boxes in zip(actual, deltas, boxes.expand(2, 7, 4)):
+        torch.testing.assert_close(own, transform.apply_deltas(own_deltas, own_boxes))
 
 
 def test_boxes_are_clipped_to_height_and_width():
