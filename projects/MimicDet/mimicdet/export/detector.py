@@ -81,11 +81,13 @@ class ExportableDetector(nn.Module):
     def _preprocess(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """Normalise, clear what lies outside the images, pad to the size divisor."""
         height, width = images.shape[-2:]
-        row = torch.arange(height, device=images.device)[None, :, None]
-        column = torch.arange(width, device=images.device)[None, None]
-        inside = (row < image_sizes[:, 0, None, None]) & (column < image_sizes[:, 1, None, None])
+        row = torch.arange(height, device=images.device)[:, None]
+        column = torch.arange(width, device=images.device)
+        inside_height = (row < image_sizes[:, 0, None, None, None]).float()  # (N, 1, H, 1)
+        inside_width = (column < image_sizes[:, 1, None, None, None]).float()  # (N, 1, 1, W)
         # A product: the choice of torch.where takes ONNX Runtime three times as long.
-        images = (images - self.model.pixel_mean) * (inside[:, None] / self.std)
+        scale = inside_height / self.std * inside_width  # (N, 1 or 3, H, W)
+        images = (images - self.model.pixel_mean) * scale
         divisor = max(self.model.backbone.size_divisibility, 1)
         padded = [(size + divisor - 1) // divisor * divisor for size in (height, width)]
         return F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
