@@ -28,18 +28,24 @@ net (float[1, 3, 8, 8] images, int64[4] sizes) => (float[1, 3, 8, 8] out, float[
     [act] b = Relu (a)
     [up] c = Resize <mode = "nearest"> (b, , , sizes)
     [sum] d = Add (b, c)
-    [head] e = Conv (d, p_objectness_logits_weight)
-    [decode] f = Add (e, e)
-    [mixed] out = Add (d, images)
-    flat = Flatten (d)
+    [fifth] e = Conv (d, fifth_weight)
+    [head] f = Conv (e, p_objectness_logits_weight)
+    [decode] g = Add (f, f)
+    [finest_up] h = Resize <mode = "nearest"> (d, , , sizes)
+    [finest] i = Add (e, h)
+    [mixed] out = Add (i, images)
+    flat = Flatten (i)
     [late] late = Relu (flat)
 }
 """
 
 
 def test_what_is_quantised():
-    """Convolutions and what reads nothing but their maps; not the first three, no output layer."""
-    assert map_nodes(parser.parse_graph(GRAPH)) == ["fourth", "act", "up", "sum"]
+    """
+    Convolutions and what reads nothing but their maps; not the first three, no output layer, and no
+    sum or enlarged map that only float layers read.
+    """
+    assert map_nodes(parser.parse_graph(GRAPH)) == ["fourth", "act", "up", "sum", "fifth"]
 
 
 SAMPLED = """

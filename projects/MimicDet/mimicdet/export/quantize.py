@@ -79,26 +79,35 @@ def quantize(path: Path, inputs: Callable[[], Inputs]) -> None:
 
 
 def map_nodes(graph: "onnx.GraphProto") -> list[str]:
-    """Names of the nodes to quantise: convolutions, and what runs on nothing but their maps."""
+    """
+    Names of the nodes to quantise: convolutions, and what runs on nothing but their maps. A sum or
+    an enlarged map that no such node reads, as P2 for the S-head, stays as it is: rounding it again
+    gains nothing.
+    """
     constants = {x.name for x in graph.initializer} | {""}
     constants |= {x.output[0] for x in graph.node if x.op_type == "Constant"}
     maps: set[str] = set()
-    names = []
+    chosen = []
     convolutions = 0
     for node in graph.node:  # in the order of computation
         if node.op_type == "Conv":
             convolutions += 1
             is_output = any(layer in node.input[1] for layer in FLOAT_LAYERS)
-            chosen = convolutions > FLOAT_CONVOLUTIONS and not is_output
+            on_maps = convolutions > FLOAT_CONVOLUTIONS and not is_output
         else:
             # Sizes of a Resize are computed, and neither maps nor constants.
             read = node.input[:1] if node.op_type == "Resize" else node.input
             rest = [x for x in read if x not in constants]
-            chosen = bool(rest) and maps.issuperset(rest)
-        if chosen and node.op_type in MAP_OPERATORS:
+            on_maps = bool(rest) and maps.issuperset(rest)
+        if on_maps and node.op_type in MAP_OPERATORS:
             maps.add(node.output[0])
-            names.append(node.name)
-    return names
+            chosen.append(node)
+    kept, read = [], set()
+    for node in reversed(chosen):
+        if node.op_type not in ("Add", "Resize") or node.output[0] in read:
+            kept.append(node.name)
+            read.update(node.input)
+    return kept[::-1]
 
 
 def scale_alignments(graph: "onnx.GraphProto") -> list[str]:
