@@ -79,6 +79,9 @@ def test_holds_the_student_alone_and_says_what_it_is(trained, student):
     assert metadata["source_sha256"] == file_sha256(trained[0] / "model_final.pth")
     assert "FEATURE_DIM: 24" in metadata["config"]
     assert "model_final.pth" not in metadata["config"], "a path of the machine"
+    others = student.parent / "others"
+    others.touch()
+    assert student.stat().st_mode == others.stat().st_mode, "as readable as any new file"
     if student.suffix == ".pth":
         content = torch.load(student, weights_only=True)
         assert set(content) == {"model", "mimicdet"}

@@ -65,9 +65,9 @@ def extract_student(
     }
     with new_path(output) as path:
         if output.endswith(".safetensors"):
-            from safetensors.torch import save_file
+            from safetensors.torch import save  # save_file's file is its owner's alone
 
-            save_file(state, path, {METADATA_KEY: json.dumps(metadata)})
+            path.write_bytes(save(state, {METADATA_KEY: json.dumps(metadata)}))
         else:
             torch.save({"model": state, METADATA_KEY: metadata}, path)
     return len(state)
