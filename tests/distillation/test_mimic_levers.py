@@ -438,6 +438,27 @@ def test_output_layers_are_copied_in_the_first_iteration_of_the_mimic_loss():
     assert not student.class_logits.weight.any()  # once
 
 
+def test_the_average_takes_a_copied_s_head_as_it_is():
+    distiller = distiller_of(f"{M}MIMIC.COPY_OUTPUTS", True, f"{M}MIMIC.START_ITER", 2)
+    model = distiller.student
+    average = ModelAverage(model, 0.5)
+    for iteration in range(4):
+        at_iteration(distiller, iteration)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight *= 1.01
+        average.trainer = SimpleNamespace(iter=iteration)
+        average.after_step()
+        alike = {
+            name
+            for name in ("student_head", "roi_heads")
+            if average.average.get_submodule(name).class_logits.weight.equal(
+                model.get_submodule(name).class_logits.weight
+            )
+        }
+        assert alike == ({"student_head"} if iteration == 2 else set())
+
+
 BRANCH = (f"{M}MIMIC.COPY_BRANCH", True, f"{M}STUDENT.ALIGNMENT_DIM", 30)
 BRANCH += (f"{M}STUDENT.OFFSET_INIT", "box", f"{M}STUDENT.KERNEL_SIZES", [3, 7, 7, 7, 7])
 

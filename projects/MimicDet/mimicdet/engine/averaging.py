@@ -59,3 +59,6 @@ class ModelAverage(HookBase):
             else:  # a batch norm's counter
                 average.copy_(value)
         torch._foreach_lerp_(averages, values, 1 - decay)
+        if getattr(self.model, "copies", ()) and self.trainer.iter == self.model.copy_at:
+            # An S-head that has just become a copy has no past worth averaging.
+            self.average.student_head.load_state_dict(self.model.student_head.state_dict())
