@@ -115,6 +115,20 @@ def test_pooled_values_are_aligned_roi_align():
             row += 1
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_maps_gradient_has_the_layout_of_the_map(layout):
+    x = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    boxes, levels = [torch.tensor([[3.0, 5.0, 40.0, 33.0]])] * 2, [torch.tensor([0])] * 2
+    gradients: list[torch.Tensor] = []
+    for leaf in (x.clone(memory_format=layout), x.clone()):
+        inner = leaf.requires_grad_().clone()  # a leaf's own gradient takes the leaf's layout
+        inner.register_hook(gradients.append)
+        pooled = LevelPooler(7, [4], 0)([inner], boxes, levels)
+        (pooled * torch.arange(7)).sum().backward()
+    assert gradients[0].is_contiguous(memory_format=layout)
+    torch.testing.assert_close(*gradients, check_stride=False)
+
+
 def test_every_level_has_a_gradient_also_without_boxes():
     heads = small_model().roi_heads
     maps = random_maps(images=2)
