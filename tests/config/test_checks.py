@@ -61,6 +61,7 @@ PROBLEMS = [
     (("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True), "PROPOSAL_APPEND_GT must be False"),
     (("MODEL.RPN.PRE_NMS_TOPK_TEST", 59), "PRE_NMS_TOPK_TEST 59.*POST_NMS_TOPK_TEST 60"),
     ((f"{M}MIMIC.START_ITER", -1), "MIMIC.START_ITER must not be below 0"),
+    ((f"{M}MIMIC.GRADIENT_RATIO", -1.0), "MIMIC.GRADIENT_RATIO must not be below 0"),
     ((f"{M}MIMIC.WARMUP_ITERS", -1), "MIMIC.WARMUP_ITERS must not be below 0"),
     ((f"{M}MIMIC.STOP_ITER", -1), "MIMIC.STOP_ITER must not be below 0"),
     ((f"{M}MIMIC.START_ITER", 5, f"{M}MIMIC.STOP_ITER", 5), "STOP_ITER 5 must be above START_ITER"),

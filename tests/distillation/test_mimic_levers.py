@@ -214,6 +214,19 @@ def test_the_mimic_loss_starts_grows_and_stops():
             torch.testing.assert_close(value, share * full[key])
 
 
+def test_the_mimic_loss_is_weighed_by_its_gradient():
+    """A factor that all its terms share, and the more of it the larger the ratio."""
+    plain = mimic_part(step(distiller_of()))
+    once, twice = (
+        mimic_part(step(distiller_of(f"{M}MIMIC.GRADIENT_RATIO", ratio))) for ratio in (1.0, 2.0)
+    )
+    factors = [once[key] / plain[key] for key in plain]
+    assert factors[0] > 1 and set(once) == set(plain)
+    torch.testing.assert_close(factors[0], factors[1])
+    for key, value in once.items():
+        torch.testing.assert_close(twice[key], 2 * value)
+
+
 def test_the_s_head_starts_later():
     distiller = distiller_of(f"{M}STUDENT.START_ITER", 3)
     keys = {"loss_student_cls", "loss_student_loc"}

@@ -175,10 +175,10 @@ def test_weight_over_time():
         class_rank=True, box_rank=False, class_scores="logit", student="sigmoid", teacher="sigmoid"
     )
     term = Term(method, None, loss_weight=4.0, warmup_iters=4, stop_iter=6)
-    assert [term.weight(i) for i in range(8)] == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 0.0, 0.0]
-    assert [Term(method).weight(i) for i in (0, 10**6)] == [1.0, 1.0]
+    assert [term.share(i) for i in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.0, 0.0]
+    assert [Term(method).share(i) for i in (0, 10**6)] == [1.0, 1.0]
     later = Term(method, None, loss_weight=4.0, start_iter=2, warmup_iters=2, stop_iter=5)
-    assert [later.weight(i) for i in range(6)] == [0.0, 0.0, 2.0, 4.0, 4.0, 0.0]
+    assert [later.share(i) for i in range(6)] == [0.0, 0.0, 0.5, 1.0, 1.0, 0.0]
 
 
 def test_warm_up_and_stop_follow_the_trainers_iteration(folder):
@@ -196,6 +196,51 @@ def test_warm_up_and_stop_follow_the_trainers_iteration(folder):
     assert values[10] == 0 and calls == [0]
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in distiller.parameters())
+
+
+def test_a_weight_by_the_size_of_the_gradient(folder):
+    """On the maps the methods' gradients have the norm of the student's own, times the ratio."""
+    ratios = {"PredictionGuided": 0.5, "RankMimicking": 2.0}
+    keys = {f"DISTILLATION__{k}__GRADIENT_RATIO": x for k, x in ratios.items()}
+    keys["DISTILLATION__RankMimicking__WARMUP_ITERS"] = 4
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", list(ratios), **keys))
+    kept = []
+    forward_training = distiller.adapter.forward_training
+
+    def keep(inputs):
+        kept.append(forward_training(inputs))
+        return kept[-1]
+
+    distiller.adapter.forward_training = keep
+    with EventStorage(1) as storage:
+        losses = distiller(INPUTS)
+    (_, tensors), parts = kept[0], {"loss_rank_cls", "loss_rank_loc"}
+
+    def norm(names):
+        loss = sum(losses[name] for name in names)
+        grads = torch.autograd.grad(loss, tensors.features, retain_graph=True, allow_unused=True)
+        return torch.cat([g.flatten() for g in grads if g is not None]).norm().item()
+
+    own = norm({"loss_cls", "loss_box_reg"})
+    assert norm({"loss_pfi"}) == pytest.approx(0.5 * own, rel=1e-4)
+    assert norm(parts) == pytest.approx(2.0 * 2 / 4 * own, rel=1e-4)  # half of the warm-up is over
+    plain = losses_of(distiller_of(taught_cfg(folder, "RetinaNet", ["PredictionGuided"])))
+    weight = storage.latest()["weight/PredictionGuided"][0]
+    assert losses["loss_pfi"].item() == pytest.approx(weight / 1.5 * plain["loss_pfi"].item())
+    # The measuring left no gradient in a parameter.
+    assert all(p.grad is None for p in distiller.parameters())
+    sum(losses.values()).backward()
+
+
+def test_a_loss_without_gradient_weighs_nothing(folder):
+    """Without objects nothing is ranked; a student that is frozen below its head has no maps."""
+    key = {"DISTILLATION__RankMimicking__GRADIENT_RATIO": 1.0}
+    distiller = distiller_of(taught_cfg(folder, "RetinaNet", ["RankMimicking"], **key))
+    losses = losses_of(distiller, [make_input(boxes=[])])
+    assert losses["loss_rank_cls"] == losses["loss_rank_loc"] == 0
+    distiller.student.backbone.requires_grad_(False)
+    with pytest.raises(UserError, match="GRADIENT_RATIO: the student's maps have no gradient"):
+        losses_of(distiller)
 
 
 # ---------------------------------------------------------------- other families
@@ -357,6 +402,7 @@ def test_scores_that_are_read_otherwise_do_not_compare(tmp_path):
             "INHERIT needs TEACHER.CONFIG_FILE and TEACHER.WEIGHTS",
         ),
         ({"SoftLabels__STOP_ITER": -1}, "SoftLabels.STOP_ITER is -1, below 0"),
+        ({"SoftLabels__GRADIENT_RATIO": -1.0}, "SoftLabels.GRADIENT_RATIO is -1.0, below 0"),
         ({"SoftLabels__STOP_ITER": 3, "SoftLabels__START_ITER": 3}, "STOP_ITER 3 must be above"),
         ({"SoftLabels__TEMPERATURE": 0.0}, "SoftLabels.TEMPERATURE must be above 0"),
         ({"SoftLabels__SAMPLES": "some"}, "SoftLabels.SAMPLES must be one of positives, all"),

@@ -139,6 +139,10 @@ def add_mimicdet_config(cfg: CN) -> None:
     # False: Table 1's second row.
     _C.MIMIC.ENABLED = True
     _C.MIMIC.LOSS_WEIGHT = 1.0
+    # Above 0, in place of LOSS_WEIGHT: so many times the factor at which the gradient of the mimic
+    # loss on P3 to P7 has the norm of that of all other losses, found anew in each step. It takes
+    # two more backward passes through the heads. Not in the paper.
+    _C.MIMIC.GRADIENT_RATIO = 0.0
     # True: no gradient of the mimic loss reaches the T-head. Not in the paper.
     _C.MIMIC.DETACH_TEACHER = True
     # Before START_ITER the mimic loss is 0; then its factor grows in a straight line from 0 over

@@ -14,6 +14,7 @@ from ..modeling.layers import mixed_precision
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
+from .balance import balanced_weight
 from .config import split_entry, with_label
 from .inherit import inherit
 from .methods.base import DISTILLATION_REGISTRY, SCHEDULE, DistillationMethod, settings_of
@@ -31,6 +32,7 @@ class Term:
     method: DistillationMethod
     teacher: FrozenTeacher | None = None  # None: the student's own second head (MimicDet)
     loss_weight: float = 1.0
+    gradient_ratio: float = 0.0  # above 0: in place of loss_weight, see balanced_weight
     start_iter: int = 0
     warmup_iters: int = 0
     stop_iter: int = 0
@@ -41,12 +43,26 @@ class Term:
         suffix = self.label and f"_{self.label}"
         return {f"{name}{suffix}": value for name, value in values.items()}
 
-    def weight(self, iteration: int) -> float:
-        """The factor of the losses; it reaches loss_weight after warmup_iters iterations."""
+    def share(self, iteration: int) -> float:
+        """Of the losses' full factor; it reaches 1 after warmup_iters iterations."""
         if self.idle(iteration):
             return 0.0
         done = iteration + 1 - self.start_iter
-        return self.loss_weight * min(1.0, done / max(self.warmup_iters, 1))
+        return min(1.0, done / max(self.warmup_iters, 1))
+
+    def weight(
+        self, result: Mapping[str, Tensor], own: Tensor, student: DetectorTensors
+    ) -> float | Tensor:
+        """
+        The losses' full factor.
+
+        Args:
+            result: the method's losses; own: the sum of the student's own.
+        """
+        if not self.gradient_ratio:
+            return self.loss_weight
+        imitation = sum(result.values())
+        return self.gradient_ratio * balanced_weight(imitation, own, student.features)
 
     def idle(self, iteration: int) -> bool:
         """Whether the method has not started yet or has stopped."""
@@ -106,17 +122,21 @@ class Distiller(nn.Module):
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else 0
         seen: dict[FrozenTeacher | None, DetectorTensors] = {None: student}
+        own = sum(losses.values())
         for term in self.terms:
             if term.idle(iteration):
-                _add(losses, term.method.zeros(self.student.device), term, iteration)
+                _add(losses, term.method.zeros(self.student.device), term, 0.0)
                 continue
             if term.teacher not in seen:
                 seen[term.teacher] = term.teacher(batched_inputs)
             result = term.method(student, seen[term.teacher])
-            _add(losses, result, term, iteration)
+            weight = term.share(iteration) * term.weight(result, own, student)
+            _add(losses, result, term, weight)
             if storage:  # metrics make the CPU wait for a GPU
-                metrics = term.labelled(term.method.metrics(result))
-                storage.put_scalars(**metrics, smoothing_hint=True)
+                metrics = term.method.metrics(result)
+                if term.gradient_ratio:
+                    metrics |= {f"weight/{type(term.method).__name__}": float(weight)}
+                storage.put_scalars(**term.labelled(metrics), smoothing_hint=True)
         return losses
 
     @property
@@ -125,14 +145,15 @@ class Distiller(nn.Module):
         return list(dict.fromkeys(term.teacher for term in self.terms if term.teacher))
 
 
-def _add(losses: dict[str, Tensor], result: dict[str, Tensor], term: Term, iteration: int) -> None:
+def _add(
+    losses: dict[str, Tensor], result: dict[str, Tensor], term: Term, weight: float | Tensor
+) -> None:
     name = type(term.method).__name__
     if set(result) != set(term.method.loss_names):
         raise ValueError(
             f"{name} returned the losses {sorted(result)} and announced "
             f"{sorted(term.method.loss_names)}"
         )
-    weight = term.weight(iteration)
     added = term.labelled({key: weight * loss for key, loss in result.items()})
     twice = losses.keys() & added.keys()
     if twice:

@@ -16,7 +16,7 @@ default_config has a node DISTILLATION.<its name> in every config made after its
 """
 
 # Keys that every method has: default_config may set the first, see config.add_distillation_config.
-SCHEDULE = ("LOSS_WEIGHT", "START_ITER", "WARMUP_ITERS", "STOP_ITER")
+SCHEDULE = ("LOSS_WEIGHT", "GRADIENT_RATIO", "START_ITER", "WARMUP_ITERS", "STOP_ITER")
 
 
 class DistillationMethod(nn.Module):

@@ -48,6 +48,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "MODEL.MIMICDET.STUDENT.HARD_MINING_TOPK": ("be at least 1", lambda x: x >= 1),
     "MODEL.MIMICDET.STUDENT.MAX_REG_POSITIVES": ("be at least 1", lambda x: x >= 1),
     "MODEL.MIMICDET.STUDENT.START_ITER": ("not be below 0", lambda x: x >= 0),
+    "MODEL.MIMICDET.MIMIC.GRADIENT_RATIO": ("not be below 0", lambda x: x >= 0),
     "MODEL.MIMICDET.MIMIC.START_ITER": ("not be below 0", lambda x: x >= 0),
     "MODEL.MIMICDET.MIMIC.WARMUP_ITERS": ("not be below 0", lambda x: x >= 0),
     "MODEL.MIMICDET.MIMIC.STOP_ITER": ("not be below 0", lambda x: x >= 0),
