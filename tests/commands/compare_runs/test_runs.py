@@ -284,6 +284,11 @@ def test_several_files_become_one(results, tmp_path):
     other.runs = [run_record("alone", 1, 45.0)]
     with pytest.raises(ValueError, match="a and b hold two runs cells alone 1"):
         merge([("a", results), ("b", other)])
+    opts = ["SOLVER.MAX_ITER", "80", "SOLVER.BASE_LR", "1"]
+    other.runs = [
+        run_record("more", seed, 45.0, opts=x) for seed, x in ((1, opts), (2, opts[2:] + opts[:2]))
+    ]
+    assert merge([("b", other)]).runs == other.runs  # the order of overrides does not count
     other.runs = [run_record("alone", 9, 45.0, opts=["SOLVER.MAX_ITER", "80"])]
     with pytest.raises(ValueError, match="a and b: row alone has other settings"):
         merge([("a", results), ("b", other)])

@@ -40,6 +40,11 @@ class RunRecord:
     def key(self) -> tuple[str, str, int]:
         return self.set, self.row, self.seed
 
+    @property
+    def settings(self) -> tuple[str, dict[str, str]]:
+        """The config and its overrides, whose order does not count: the last one of a key holds."""
+        return self.config, dict(zip(self.opts[::2], self.opts[1::2]))
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -202,12 +207,11 @@ def merge(parts: Sequence[tuple[str, Results]]) -> Results:
             other, same = found.setdefault(run.key, (name, run))
             if same != run:
                 raise UserError(f"{other} and {name} hold two runs {' '.join(map(str, run.key))}")
-            own = (run.config, run.opts)
-            other, same = settings.setdefault(run.key[:2], (name, own))
-            if same != own:
+            other, same = settings.setdefault(run.key[:2], (name, run))
+            if same.settings != run.settings:
                 raise UserError(
                     f"{other} and {name}: row {run.row} has other settings there: "
-                    f"{' '.join((same[0], *same[1]))} and {' '.join((own[0], *own[1]))}"
+                    f"{' '.join((same.config, *same.opts))} and {' '.join((run.config, *run.opts))}"
                 )
     merged.runs = [run for _, run in found.values()]
     merged.sort()
