@@ -15,6 +15,7 @@ LEVERS = [
     *(f"{MIMIC}TERMS.SCORES", "1.0", f"{MIMIC}TERMS.BOXES", "1.0", f"{MIMIC}PROJECTOR", "True"),
     *(f"{MIMIC}MAX_BACKGROUND", "0.5", f"{MIMIC}TEACHER_EMA", "0.9"),
     *(f"{MIMIC}SAMPLES", "sampled_and_mined", f"{MIMIC}FEATURE_LOSS", "standardized"),
+    *(f"{MIMIC}GRADIENT_RATIO", "0.5"),
 ]
 
 
