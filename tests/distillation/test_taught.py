@@ -8,6 +8,7 @@ from detectron2.utils.events import EventStorage
 
 from mimicdet import build_distiller
 from mimicdet.distillation import DistillationState, Term
+from mimicdet.distillation.balance import balanced_weight
 from mimicdet.distillation.methods.rank_mimicking import RankMimicking
 from mimicdet.utils.errors import UserError
 from tests.distillation.tiny_detectors import (
@@ -241,6 +242,13 @@ def test_a_loss_without_gradient_weighs_nothing(folder):
     distiller.student.backbone.requires_grad_(False)
     with pytest.raises(UserError, match="GRADIENT_RATIO: the student's maps have no gradient"):
         losses_of(distiller)
+
+
+def test_the_norms_of_small_gradients_in_half_precision():
+    """1e-8 is none in float16."""
+    x = torch.ones(1, 2, 3, 3, dtype=torch.float16, requires_grad=True)
+    total = x.float().sum()
+    assert balanced_weight(1e-8 * total, 2e-8 * total, [x]).item() == pytest.approx(2, rel=0.01)
 
 
 # ---------------------------------------------------------------- other families
