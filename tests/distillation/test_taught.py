@@ -1,6 +1,7 @@
 """Students taught by teachers of their family: config to gradients, and what is refused."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from mimicdet import build_distiller
 from mimicdet.distillation import DistillationState, Term
-from mimicdet.distillation.balance import balanced_weight
+from mimicdet.distillation.balance import GradientBalance
 from mimicdet.distillation.methods.rank_mimicking import RankMimicking
 from mimicdet.utils.errors import UserError
 from tests.distillation.tiny_detectors import (
@@ -199,7 +200,7 @@ def test_warm_up_and_stop_follow_the_trainers_iteration(folder):
     assert all(p.grad is not None for p in distiller.parameters())
 
 
-def test_a_weight_by_the_size_of_the_gradient(folder):
+def test_a_weight_by_the_size_of_the_gradient(folder, monkeypatch):
     """On the maps the methods' gradients have the norm of the student's own, times the ratio."""
     ratios = {"PredictionGuided": 0.5, "RankMimicking": 2.0}
     keys = {f"DISTILLATION__{k}__GRADIENT_RATIO": x for k, x in ratios.items()}
@@ -213,8 +214,11 @@ def test_a_weight_by_the_size_of_the_gradient(folder):
         return kept[-1]
 
     distiller.adapter.forward_training = keep
+    grad, calls = torch.autograd.grad, []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(a) or grad(*a, **k))
     with EventStorage(1) as storage:
         losses = distiller(INPUTS)
+    assert len(calls) == 1 + len(ratios)  # the student's own gradient once
     (_, tensors), parts = kept[0], {"loss_rank_cls", "loss_rank_loc"}
 
     def norm(names):
@@ -248,7 +252,8 @@ def test_the_norms_of_small_gradients_in_half_precision():
     """1e-8 is none in float16."""
     x = torch.ones(1, 2, 3, 3, dtype=torch.float16, requires_grad=True)
     total = x.float().sum()
-    assert balanced_weight(1e-8 * total, 2e-8 * total, [x]).item() == pytest.approx(2, rel=0.01)
+    balance = GradientBalance(2e-8 * total, SimpleNamespace(features=[x]))
+    assert balance.weight(1e-8 * total).item() == pytest.approx(2, rel=0.01)
 
 
 # ---------------------------------------------------------------- other families

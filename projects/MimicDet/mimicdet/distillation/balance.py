@@ -1,36 +1,55 @@
 """The weight of a loss by the size of its gradient."""
 
-from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..utils.errors import UserError
+from .tensors import DetectorTensors
 
-# Both losses are multiplied by it, so that no gradient in float16 is rounded to 0.
+# Losses are multiplied by it, so that no gradient in float16 is rounded to 0.
 SCALE = 2.0**12
 
 
-def balanced_weight(loss: Tensor, own: Tensor, maps: Sequence[Tensor]) -> Tensor:
+class GradientBalance:
     """
-    The weight, a scalar without gradient, at which the gradient of a loss on the maps has the norm
-    of another loss's: of this step and of this process's images. 0 where the loss has none.
-
-    Args:
-        loss, own: scalars of one graph; it is kept. own is the loss to measure by.
-        maps: L x (N, C, Hl, Wl), what both are computed of.
-
-    Raises:
-        UserError: no layer below the maps trains.
+    Weighs the losses of one step by the norms of their gradients on the student's maps, of this
+    process's images. What is measured by is measured once, and only where it is asked for.
     """
-    maps = [x for x in maps if x.requires_grad]
-    if not maps:
-        raise UserError("GRADIENT_RATIO: the student's maps have no gradient, all below is frozen")
-    weight = _norm(own, maps) / _norm(loss, maps)
-    return torch.where(weight.isfinite(), weight, 0.0)
 
+    def __init__(self, own: Tensor, student: DetectorTensors):
+        """
+        Args:
+            own: the loss to measure by, the sum of the student's own. Its graph is kept.
+        """
+        self._own = own
+        self._student = student
 
-def _norm(loss: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    gradients = torch.autograd.grad(SCALE * loss, maps, retain_graph=True, allow_unused=True)
-    norms = [x.float().norm() for x in gradients if x is not None]
-    return torch.stack(norms).norm() if norms else loss.new_zeros((), dtype=torch.float32)
+    def weight(self, loss: Tensor) -> Tensor:
+        """
+        The weight, a scalar without gradient, at which the loss's gradient has the norm of that of
+        the student's own; 0 where it has none. UserError where no layer below the maps trains.
+        """
+        weight = self._own_norm / self._norm(loss)
+        return torch.where(weight.isfinite(), weight, 0.0)
+
+    @cached_property
+    def _own_norm(self) -> Tensor:
+        return self._norm(self._own)
+
+    @cached_property
+    def _maps(self) -> list[Tensor]:
+        maps = [x for x in self._student.features if x.requires_grad]
+        if not maps:
+            raise UserError(
+                "GRADIENT_RATIO: the student's maps have no gradient, all below is frozen"
+            )
+        return maps
+
+    def _norm(self, loss: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(
+            SCALE * loss, self._maps, retain_graph=True, allow_unused=True
+        )
+        norms = [x.float().norm() for x in gradients if x is not None]
+        return torch.stack(norms).norm() if norms else loss.new_zeros((), dtype=torch.float32)

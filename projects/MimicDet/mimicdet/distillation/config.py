@@ -48,8 +48,8 @@ def add_distillation_config(cfg: CN) -> None:
         _C[name].LOSS_WEIGHT = 1.0
         # Above 0, in place of LOSS_WEIGHT: so many times the factor at which the gradient of the
         # sum of its losses on the student's maps has the norm of that of the student's own losses,
-        # found anew in each step. It takes two more backward passes through the head. Not in the
-        # papers.
+        # found anew in each step. It takes another backward pass through the head, and one for all
+        # methods together. Not in the papers.
         _C[name].GRADIENT_RATIO = 0.0
         # Before this iteration the losses are 0.
         _C[name].START_ITER = 0

@@ -14,7 +14,7 @@ from ..modeling.layers import mixed_precision
 from ..modeling.meta_arch.mimicdet import MimicDet
 from ..utils.errors import UserError
 from .adapters import DetectorAdapter, build_adapter
-from .balance import balanced_weight
+from .balance import GradientBalance
 from .config import split_entry, with_label
 from .inherit import inherit
 from .methods.base import DISTILLATION_REGISTRY, SCHEDULE, DistillationMethod, settings_of
@@ -32,7 +32,7 @@ class Term:
     method: DistillationMethod
     teacher: FrozenTeacher | None = None  # None: the student's own second head (MimicDet)
     loss_weight: float = 1.0
-    gradient_ratio: float = 0.0  # above 0: in place of loss_weight, see balanced_weight
+    gradient_ratio: float = 0.0  # above 0: in place of loss_weight, see GradientBalance
     start_iter: int = 0
     warmup_iters: int = 0
     stop_iter: int = 0
@@ -50,19 +50,11 @@ class Term:
         done = iteration + 1 - self.start_iter
         return min(1.0, done / max(self.warmup_iters, 1))
 
-    def weight(
-        self, result: Mapping[str, Tensor], own: Tensor, student: DetectorTensors
-    ) -> float | Tensor:
-        """
-        The losses' full factor.
-
-        Args:
-            result: the method's losses; own: the sum of the student's own.
-        """
+    def weight(self, result: Mapping[str, Tensor], balance: GradientBalance) -> float | Tensor:
+        """The full factor of the method's losses, result."""
         if not self.gradient_ratio:
             return self.loss_weight
-        imitation = sum(result.values())
-        return self.gradient_ratio * balanced_weight(imitation, own, student.features)
+        return self.gradient_ratio * balance.weight(sum(result.values()))
 
     def idle(self, iteration: int) -> bool:
         """Whether the method has not started yet or has stopped."""
@@ -122,7 +114,7 @@ class Distiller(nn.Module):
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else 0
         seen: dict[FrozenTeacher | None, DetectorTensors] = {None: student}
-        own = sum(losses.values())
+        balance = GradientBalance(sum(losses.values()), student)
         for term in self.terms:
             if term.idle(iteration):
                 _add(losses, term.method.zeros(self.student.device), term, 0.0)
@@ -130,7 +122,7 @@ class Distiller(nn.Module):
             if term.teacher not in seen:
                 seen[term.teacher] = term.teacher(batched_inputs)
             result = term.method(student, seen[term.teacher])
-            weight = term.share(iteration) * term.weight(result, own, student)
+            weight = term.share(iteration) * term.weight(result, balance)
             _add(losses, result, term, weight)
             if storage:  # metrics make the CPU wait for a GPU
                 metrics = term.method.metrics(result)
