@@ -19,6 +19,7 @@ from .detector import INPUT_NAMES, OUTPUT_NAMES, ExportableDetector
 from .metadata import METADATA_FILE
 from .nms import kept_by_nms_op, onnx_translation
 from .resize import ResizingDetector, add_resize
+from .simplify import simplify
 
 FORMATS = ("onnx", "torchscript", "pt2")
 DEFAULT_OPSET = 18  # ONNX Runtime reads it since 1.14
@@ -55,6 +56,7 @@ def write_onnx(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
                 torch.ops.mimicdet.kept_by_nms.default: onnx_translation(module)
             },
         )
+    simplify(program.model)
     proto = program.model_proto
     if metadata["includes_resize"]:
         proto = add_resize(proto, metadata["resize"]["min_size"], metadata["resize"]["max_size"])
