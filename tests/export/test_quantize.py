@@ -89,21 +89,47 @@ CHAIN = """
 <ir_version: 9, opset_import: ["" : 18]>
 net (float[N, 4, H, W] images) => (float[N, 6, H, W] first, float[N, 6, H, W] second) {
     [grouped] a = Conv <group = 2> (images, grouped_weight)
-    [one] first = Conv (a, shared_weight, shared_bias)
+    [depthwise] b = Conv <group = 4> (a, depthwise_weight)
+    [one] first = Conv (b, shared_weight, shared_bias)
     [two] second = Conv (images, shared_weight, shared_bias)
 }
 """
-SHAPES = {"grouped_weight": (4, 2, 3, 3), "shared_weight": (6, 4, 1, 1), "shared_bias": (6,)}
+SHAPES = {"grouped_weight": (4, 2, 3, 3), "depthwise_weight": (4, 1, 3, 3)}
+SHAPES |= {"shared_weight": (6, 4, 1, 1), "shared_bias": (6,)}
 
 
-def test_bias_correction_keeps_the_means(monkeypatch):
-    """Rounded weights with corrected biases give channels the float model's mean."""
-    monkeypatch.setattr(quantize, "LARGEST_WEIGHT", 3)  # coarse, so that it shows
+def chain():
     rng = np.random.default_rng(0)
     model = parser.parse_model(CHAIN)
     for name, shape in SHAPES.items():
         value = rng.normal(size=shape).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return model
+
+
+def test_depthwise_weights_have_eight_bits(monkeypatch, tmp_path):
+    """They add up in 32 bits on any CPU; the others have seven."""
+    monkeypatch.setattr(quantize, "FLOAT_CONVOLUTIONS", 0)
+    path = tmp_path / "model.onnx"
+    onnx.save(chain(), path)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, 1, 4, 16, 16)).astype(np.float32)
+    quantize.quantize(path, lambda: ({"images": x} for x in images))
+    weights = [x for x in onnx.load(path).graph.initializer if x.data_type == x.INT8]
+    largest = {
+        x.name.removesuffix("_quantized"): abs(numpy_helper.to_array(x).astype(int)).max()
+        for x in weights
+        if len(x.dims) == 4
+    }
+    assert largest == {"grouped_weight": 64, "depthwise_weight": 127, "shared_weight": 64}
+
+
+def test_bias_correction_keeps_the_means(monkeypatch):
+    """Rounded weights with corrected biases give channels the float model's mean."""
+    monkeypatch.setattr(quantize, "LARGEST_WEIGHT", 3)  # coarse, so that it shows
+    monkeypatch.setattr(quantize, "LARGEST_DEPTHWISE_WEIGHT", 2)
+    rng = np.random.default_rng(0)
+    model = chain()
     # Of one colour each: the means over what a kernel sees and over the image are the same.
     colours = rng.uniform(0, 2, (3, 1, 4, 1, 1)).astype(np.float32)
     feeds = [{"images": np.tile(x, (8, 8))} for x in colours]
@@ -112,11 +138,13 @@ def test_bias_correction_keeps_the_means(monkeypatch):
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
         if with_correction:
-            quantize.correct_biases(changed, ["grouped", "one", "two"], feeds)
+            quantize.correct_biases(changed, ["grouped", "depthwise", "one", "two"], feeds)
         if with_rounding:
             for x in changed.graph.initializer:
                 if x.name.endswith("_weight"):
-                    value = quantize.rounded(numpy_helper.to_array(x)).astype(np.float32)
+                    value = quantize.rounded(
+                        numpy_helper.to_array(x), 2 if x.name == "depthwise_weight" else 3
+                    ).astype(np.float32)
                     x.CopyFrom(numpy_helper.from_array(value, x.name))
         session = onnxruntime.InferenceSession(changed.SerializeToString())
         runs = [np.concatenate([y.mean((0, 2, 3)) for y in session.run(None, x)]) for x in feeds]

@@ -3,8 +3,9 @@ INT8 for ONNX files: ONNX Runtime's static quantisation of the convolutions on m
 
 Backbone, pyramid, the refinement module's hidden layer and the S-head's alignment layers compute in
 8 bits, weights in 7 with a scale for each channel: without VNNI, ONNX Runtime adds pairs of
-products in 16 bits, which hold 2 x 255 x 64 but not 2 x 255 x 127. What rounding a convolution's
-weight does to the mean of its map is taken off the bias. The first convolutions, which all others
+products in 16 bits, which hold 2 x 255 x 64 but not 2 x 255 x 127. Depthwise convolutions, which it
+adds in 32 bits everywhere, have weights of 8. What rounding a convolution's weight does to the mean
+of its map is taken off the bias. The first convolutions, which all others
 amplify, the layers that give objectness and boxes, the rest of the S-head, decoding and NMS stay in
 float32: they are a small part of the time, and their digits count.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # onnx is an extra, and other formats do without it
 
 CALIBRATION_IMAGES = 100
 LARGEST_WEIGHT = 64  # of 7 bits
+LARGEST_DEPTHWISE_WEIGHT = 127
 FLOAT_CONVOLUTIONS = 3  # the first ones stay as they are: EfficientNet-Lite's stem and first block
 MAP_OPERATORS = ("Conv", "Clip", "Relu", "Add", "Resize", "MaxPool")
 # A convolution with a weight of these names stays as it is.
@@ -60,6 +62,8 @@ def quantize(path: Path, inputs: Callable[[], Inputs]) -> None:
         correct_biases(model, nodes, inputs())
         nodes += scale_alignments(model.graph)
         onnx.save(model, prepared)
+        eight_bits = {"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False}
+        eight_bits["axis"] = 0
         quantize_static(
             prepared,
             str(path),
@@ -67,7 +71,10 @@ def quantize(path: Path, inputs: Callable[[], Inputs]) -> None:
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*MAP_OPERATORS, "MatMul"],
             nodes_to_quantize=nodes,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": ["MatMul"],
+                "TensorQuantOverrides": {x: [eight_bits] for x in depthwise_weights(model.graph)},
+            },
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -108,6 +115,17 @@ def map_nodes(graph: "onnx.GraphProto") -> list[str]:
             kept.append(node.name)
             read.update(node.input)
     return kept[::-1]
+
+
+def depthwise_weights(graph: "onnx.GraphProto") -> set[str]:
+    """Names of the weights of convolutions that give each channel a kernel of its own."""
+    shapes = {x.name: x.dims for x in graph.initializer}
+    names = set()
+    for node in graph.node:
+        groups = next((x.i for x in node.attribute if x.name == "group"), 1)
+        if node.op_type == "Conv" and list(shapes[node.input[1]][:2]) == [groups, 1]:
+            names.add(node.input[1])
+    return names
 
 
 def scale_alignments(graph: "onnx.GraphProto") -> list[str]:
@@ -171,10 +189,12 @@ def correct_biases(model: "onnx.ModelProto", names: Sequence[str], inputs: Input
     nodes = [x for x in graph.node if x.op_type == "Conv" and x.name in names]
     means = channel_means(model, sorted({x.input[0] for x in nodes}), inputs)
     constants = {x.name: x for x in graph.initializer}
+    depthwise = depthwise_weights(graph)
     for node in nodes:
         # (O, I/G, h, w)
         weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
-        change = (rounded(weight) - weight).sum(axis=(2, 3))
+        highest = LARGEST_DEPTHWISE_WEIGHT if node.input[1] in depthwise else LARGEST_WEIGHT
+        change = (rounded(weight, highest) - weight).sum(axis=(2, 3))
         groups = means[node.input[0]].reshape(-1, weight.shape[1])  # (G, I/G)
         shift = (change * groups.repeat(len(weight) // len(groups), axis=0)).sum(axis=1)
         old = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else 0.0
@@ -184,10 +204,10 @@ def correct_biases(model: "onnx.ModelProto", names: Sequence[str], inputs: Input
         node.input.append(name)
 
 
-def rounded(weight: np.ndarray) -> np.ndarray:
-    """(O, I, h, w) weights as 7 bits with a scale for each of the O channels hold them."""
+def rounded(weight: np.ndarray, highest: int) -> np.ndarray:
+    """(O, I, h, w) weights as whole numbers up to `highest` times one scale for each of O."""
     largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
-    scale = np.where(largest > 0, largest, 1) / LARGEST_WEIGHT
+    scale = np.where(largest > 0, largest, 1) / highest
     return np.round(weight / scale) * scale
 
 

@@ -124,14 +124,14 @@ def open_session(model: str | bytes, threads: int):
     """
     ONNX Runtime on the CPU, with the path of a file or its content.
 
-    Its threads sleep between two runs: by default they keep a core busy for a while, and whatever
-    is measured next would pay for it.
+    Its threads sleep between two runs: by default they keep a core busy for a while after one, and
+    whatever is measured next would pay for it.
     """
     import onnxruntime  # an extra, which other measurements do without
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
