@@ -1,7 +1,6 @@
 """Graphs rewritten: the same numbers, without the enlarged map, and what is left alone."""
 
 import re
-from collections import Counter
 
 import numpy as np
 import onnx
@@ -55,7 +54,7 @@ def test_rows_of_a_sum_with_a_smaller_map(swapped, shape, rows):
         total = next(x for x in model.graph.node if x.op_type == "Add")
         total.input[:] = total.input[::-1]
     simple = ir.from_proto(model)
-    simplify(simple)
+    simplify(simple, int8=True)
     simple = ir.to_proto(simple)
     onnx.checker.check_model(simple)
     assert "Resize" not in {x.op_type for x in simple.graph.node}
@@ -67,34 +66,54 @@ def test_rows_of_a_sum_with_a_smaller_map(swapped, shape, rows):
         np.testing.assert_array_equal(*(run(x, **feed)[0] for x in (simple, model)))
 
 
+ROUNDED_UP = {"nearest": "ceil"}
+
+
+@pytest.mark.parametrize("changed", [{"height": "3*h"}, {"height": "k"}, ROUNDED_UP])
+@pytest.mark.parametrize("int8", [False, True])
+def test_another_size_is_left_alone(changed, int8):
+    simple = ir.from_proto(graph(**changed))
+    simplify(simple, int8)
+    assert [x.op_type for x in simple.graph] == ["Resize", "Add", "Transpose", "Reshape"]
+    assert simple.graph[0].inputs[3].name == "sizes"
+
+
 @pytest.mark.parametrize(
-    "changed",
+    "changed, int8",
     [
-        {"height": "3*h"},
-        {"height": "k"},
-        {"shape": "0, -1, 3", "rows": "N, M, C"},
-        {"nearest": "ceil"},
-        {"shape": "0, 3, -1", "rows": "N, 3, M"},
-        {"output": ", float[N, 3, 2*h, 2*w] sum"},  # the map itself is read too
+        ({"shape": "0, -1, 3", "rows": "N, M, C"}, True),
+        ({"shape": "0, 3, -1", "rows": "N, 3, M"}, True),
+        ({"output": ", float[N, 3, 2*h, 2*w] sum"}, True),  # the map itself is read too
+        ({}, False),
     ],
 )
-def test_another_sum_is_left_alone(changed):
-    simple = ir.from_proto(graph(**changed))
-    simplify(simple)
-    assert Counter(x.op_type for x in simple.graph) == Counter(
-        ["Resize", "Add", "Transpose", "Reshape"]
-    )
+def test_another_sum_enlarges_by_a_factor(changed, int8):
+    model = graph(**changed)
+    simple = ir.from_proto(model)
+    simplify(simple, int8)
+    simple = ir.to_proto(simple)
+    onnx.checker.check_model(simple)
+    node = next(x for x in simple.graph.node if x.op_type == "Resize")
+    assert len(node.input) == 3
+    size = np.array([2, 3, 4, 5])
+    maps = {"fine": size * (1, 1, 2, 2), "coarse": size}
+    rng = np.random.default_rng(0)
+    feed = {name: rng.normal(size=x).astype(np.float32) for name, x in maps.items()}
+    feed["sizes"] = maps["fine"]
+    for actual, expected in zip(run(simple, **feed), run(model, **feed)):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("fixed_size", [None, (160, 192)])
 def test_a_student_of_finer_maps(tmp_path, fixed_size):
-    """A plain P2 is not enlarged from P3, at any size of image."""
+    """In a file to be quantised, P3 is not enlarged for a plain P2, at any size of image."""
     model = decided_model(*FINER, "MODEL.MIMICDET.FPN.PLAIN_LEVELS", ["p2"])
-    metadata = {"opset": 18, "precision": "float32", "includes_resize": False}
-    metadata |= {"fixed_size": fixed_size, "mimicdet_version": "test"}
+    metadata = {"opset": 18, "includes_resize": False, "fixed_size": fixed_size}
     path = tmp_path / "model.onnx"
-    formats.write_onnx(model, path, metadata)
-    kinds = Counter(x.op_type for x in onnx.load(path).graph.node)
-    assert kinds["Resize"] == 2  # P5 to P4 and P4 to P3
+    for precision, count in (("float32", 3), ("int8", 2)):  # P5 to P4, P4 to P3; and P3 to P2
+        own = {"precision": precision, "mimicdet_version": "test"}
+        formats.write_onnx(model, path, metadata | own)
+        enlarged = [x for x in onnx.load(path).graph.node if x.op_type == "Resize"]
+        assert [len(x.input) for x in enlarged] == count * [3]  # no sizes, the fourth
     images = [noise(160, 192, 1)] if fixed_size else [noise(90, 120, 1), noise(131, 75, 3)]
     assert_runs_alike(formats.load_exported(path, "onnx"), model, images)

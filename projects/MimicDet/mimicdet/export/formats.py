@@ -56,7 +56,7 @@ def write_onnx(model: MimicDet, path: Path, metadata: dict[str, Any]) -> None:
                 torch.ops.mimicdet.kept_by_nms.default: onnx_translation(module)
             },
         )
-    simplify(program.model)
+    simplify(program.model, int8=metadata["precision"] == "int8")
     proto = program.model_proto
     if metadata["includes_resize"]:
         proto = add_resize(proto, metadata["resize"]["min_size"], metadata["resize"]["max_size"])

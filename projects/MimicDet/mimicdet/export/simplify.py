@@ -10,39 +10,38 @@ if TYPE_CHECKING:  # onnxscript is an extra, and other formats do without it
 _CHANNELS_LAST = [0, 2, 3, 1]
 
 
-def simplify(model: "ir.Model") -> None:
+def simplify(model: "ir.Model", int8: bool) -> None:
     """
-    Take the rows of a map plus a smaller map without enlarging the smaller one, in place.
+    Enlarge maps by a factor where the exporter computes their sizes, in place. ONNX Runtime then
+    keeps them in the layout of the convolutions around them.
 
-    A level without an output convolution is read in rows, channels last. There the sum is one over
-    parts of 2 x 2 pixels, which ONNX Runtime computes in the time of a plain sum; its Resize runs
-    on one thread.
+    Args:
+        int8: the file will be quantised: what is read in rows, channels last, of a map plus a
+            smaller map, as of a level without an output convolution, is summed over parts of 2 x 2
+            pixels without enlarging the smaller map. Where the convolutions around it are of 8
+            bits, that enlarging would run on one thread; in float32 it is as fast.
     """
     from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet, rewrite
 
+    nearest = {
+        "mode": "nearest",
+        "coordinate_transformation_mode": "asymmetric",
+        "nearest_mode": "floor",
+    }
+
     class RowsOfSum(RewriteRuleClassBase):
         def pattern(self, op, fine, coarse, sizes, shape):
-            enlarged = op.Resize(
-                coarse,
-                None,
-                None,
-                sizes,
-                mode="nearest",
-                coordinate_transformation_mode="asymmetric",
-                nearest_mode="floor",
-                _outputs=["enlarged"],
-            )
+            enlarged = op.Resize(coarse, None, None, sizes, **nearest, _outputs=["enlarged"])
             pixels = op.Transpose(op.Add(fine, enlarged), perm=_CHANNELS_LAST)
             return op.Reshape(pixels, shape, _outputs=["rows"])
 
         def check(self, context, coarse, enlarged, rows, **_):
-            if any(x.shape is None for x in (coarse, enlarged, rows)):
+            if not _is_double(coarse.shape, enlarged.shape) or rows.shape is None:
                 return False
             count, channels = coarse.shape[:2]
             if not isinstance(channels, int) or rows.shape[-1] != channels:
                 return False
-            flat = list(rows.shape[:-2]) in ([count], [])
-            return flat and _is_double(coarse.shape, enlarged.shape)
+            return list(rows.shape[:-2]) in ([count], [])
 
         def rewrite(self, op, fine, coarse, rows, **_):
             coarse = op.Transpose(coarse, perm=_CHANNELS_LAST)
@@ -53,11 +52,26 @@ def simplify(model: "ir.Model") -> None:
             shape = [0] * (len(rows.shape) - 2) + [-1, rows.shape[-1]]
             return op.Reshape(op.Add(fine, coarse), op.Constant(value_ints=shape))
 
-    rewrite(model, RewriteRuleSet([RowsOfSum.rule()], commute=True))
+    class Doubled(RewriteRuleClassBase):
+        def pattern(self, op, coarse, sizes):
+            return op.Resize(coarse, None, None, sizes, **nearest, _outputs=["enlarged"])
+
+        def check(self, context, coarse, enlarged, **_):
+            return _is_double(coarse.shape, enlarged.shape)
+
+        def rewrite(self, op, coarse, **_):
+            factors = op.Constant(value_floats=[1.0, 1.0, 2.0, 2.0])
+            return op.Resize(coarse, None, factors, **nearest)
+
+    if int8:
+        rewrite(model, RewriteRuleSet([RowsOfSum.rule()], commute=True))
+    rewrite(model, [Doubled.rule()])
 
 
-def _is_double(coarse: "ir.Shape", fine: "ir.Shape") -> bool:
+def _is_double(coarse: "ir.Shape | None", fine: "ir.Shape | None") -> bool:
     """Whether the maps' height and width are twice those of `coarse`, whatever the input's are."""
+    if coarse is None or fine is None:
+        return False
     # Sizes that depend on the input are expressions, as "4*(((s14 + 31)//32))".
     small, large = (
         [sympy.sympify(str(getattr(x, "value", x))) for x in shape[2:]] for shape in (coarse, fine)
