@@ -16,7 +16,7 @@ from tests.export.test_detector import FINER
 
 GRAPH = """
 <ir_version: 9, opset_import: ["" : 18]>
-net (float[N, 3, %(height)s, 2*w] fine, float[N, 3, h, w] coarse, int64[4] sizes)
+net (float[N, 3, %(height)s, 2*w] fine, float[N, %(channels)s, h, w] coarse, int64[4] sizes)
     => (float[%(rows)s] rows%(output)s)
 <int64[%(rank)d] shape = {%(shape)s}, float[N, 3, %(height)s, 2*w] large,
  float[N, 3, %(height)s, 2*w] sum>
@@ -30,9 +30,13 @@ net (float[N, 3, %(height)s, 2*w] fine, float[N, 3, h, w] coarse, int64[4] sizes
 """
 
 
-def graph(height="2*h", output="", nearest="floor", shape="0, -1, 3", rows="N, M, 3"):
-    names = {"height": height, "output": output, "nearest": nearest, "shape": shape, "rows": rows}
-    text = GRAPH % {**names, "rank": rows.count(",") + 1}
+PLAIN = {"height": "2*h", "channels": "3", "nearest": "floor", "output": ""}
+PLAIN |= {"shape": "0, -1, 3", "rows": "N, M, 3"}
+
+
+def graph(**changed):
+    names = PLAIN | changed
+    text = GRAPH % {**names, "rank": names["rows"].count(",") + 1}
     # The parser knows no expressions.
     model = parser.parse_model(re.sub(r"(\d)\*(\w)", r"times\1\2", text))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
@@ -66,10 +70,9 @@ def test_rows_of_a_sum_with_a_smaller_map(swapped, shape, rows):
         np.testing.assert_array_equal(*(run(x, **feed)[0] for x in (simple, model)))
 
 
-ROUNDED_UP = {"nearest": "ceil"}
-
-
-@pytest.mark.parametrize("changed", [{"height": "3*h"}, {"height": "k"}, ROUNDED_UP])
+@pytest.mark.parametrize(
+    "changed", [{"height": "3*h"}, {"height": "k"}, {"channels": "1"}, {"nearest": "ceil"}]
+)
 @pytest.mark.parametrize("int8", [False, True])
 def test_another_size_is_left_alone(changed, int8):
     simple = ir.from_proto(graph(**changed))
@@ -110,10 +113,10 @@ def test_a_student_of_finer_maps(tmp_path, fixed_size):
     model = decided_model(*FINER, "MODEL.MIMICDET.FPN.PLAIN_LEVELS", ["p2"])
     metadata = {"opset": 18, "includes_resize": False, "fixed_size": fixed_size}
     path = tmp_path / "model.onnx"
+    images = [noise(160, 192, 1)] if fixed_size else [noise(90, 120, 1), noise(131, 75, 3)]
     for precision, count in (("float32", 3), ("int8", 2)):  # P5 to P4, P4 to P3; and P3 to P2
         own = {"precision": precision, "mimicdet_version": "test"}
         formats.write_onnx(model, path, metadata | own)
         enlarged = [x for x in onnx.load(path).graph.node if x.op_type == "Resize"]
         assert [len(x.input) for x in enlarged] == count * [3]  # no sizes, the fourth
-    images = [noise(160, 192, 1)] if fixed_size else [noise(90, 120, 1), noise(131, 75, 3)]
-    assert_runs_alike(formats.load_exported(path, "onnx"), model, images)
+        assert_runs_alike(formats.load_exported(path, "onnx"), model, images)

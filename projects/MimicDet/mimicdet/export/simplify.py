@@ -69,8 +69,8 @@ def simplify(model: "ir.Model", int8: bool) -> None:
 
 
 def _is_double(coarse: "ir.Shape | None", fine: "ir.Shape | None") -> bool:
-    """Whether the maps' height and width are twice those of `coarse`, whatever the input's are."""
-    if coarse is None or fine is None:
+    """Whether height and width alone are twice those of `coarse`, whatever the input's are."""
+    if coarse is None or fine is None or coarse[:2] != fine[:2]:
         return False
     # Sizes that depend on the input are expressions, as "4*(((s14 + 31)//32))".
     small, large = (
