@@ -10,8 +10,10 @@ from detectron2.structures import Boxes
 from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor, nn
 
+from ...config import config_check
 from ...modeling.layers.precision import at_least_float32
 from ...modeling.losses import cosine_gap
+from ...modeling.meta_arch.config_checks import is_mimicdet
 from ...modeling.structures import HeadPredictions, LabelledBoxes
 from ...utils.errors import check_choice, check_choices
 from ..head_losses import (
@@ -209,6 +211,26 @@ class HeadMimic(DistillationMethod):
     def metrics(self, losses: dict[str, Tensor]) -> dict[str, float]:
         """Mean cosine of each branch in the last step, whatever the terms are."""
         return {f"mimic/cosine_{name}": value.item() for name, value in self._cosines.items()}
+
+
+@config_check
+def check_mimic_terms(cfg) -> list[str]:
+    """Factors of MIMIC.TERMS below 0, and none above 0 that heads of this design have."""
+    keys = cfg.MODEL.MIMICDET
+    if not is_mimicdet(cfg) or not keys.MIMIC.ENABLED:
+        return []
+    problems = [
+        f"MODEL.MIMICDET.MIMIC.TERMS.{name} must not be below 0, got {factor}"
+        for name, factor in keys.MIMIC.TERMS.items()
+        if factor < 0
+    ]
+    terms = (*FEATURE_TERMS[keys.STUDENT.DUAL_PATH], *OUTPUT_TERMS)
+    if not any(keys.MIMIC.TERMS[name] for name in terms):
+        problems.append(
+            f"MODEL.MIMICDET.MIMIC.ENABLED is True, but {', '.join(terms)} of MIMIC.TERMS are all "
+            "0. LOSS_WEIGHT 0 logs the cosines without a mimic loss"
+        )
+    return problems
 
 
 def _projected(terms: Collection[str]) -> list[str]:
