@@ -65,6 +65,10 @@ PROBLEMS = [
     ((f"{M}MIMIC.WARMUP_ITERS", -1), "MIMIC.WARMUP_ITERS must not be below 0"),
     ((f"{M}MIMIC.STOP_ITER", -1), "MIMIC.STOP_ITER must not be below 0"),
     ((f"{M}MIMIC.START_ITER", 5, f"{M}MIMIC.STOP_ITER", 5), "STOP_ITER 5 must be above START_ITER"),
+    (
+        (f"{M}STUDENT.OFFSET_INIT", "box", f"{M}STUDENT.ALIGNMENT", "deform"),
+        "OFFSET_INIT 'box' needs ALIGNMENT 'guided', got 'deform'",
+    ),
     ((f"{M}STUDENT.IN_FEATURES", ["p2", "p3"]), "STUDENT.IN_FEATURES .* pair one to one"),
     ((f"{M}STUDENT.START_ITER", -1), "STUDENT.START_ITER must not be below 0"),
     ((f"{M}MIMIC.MAX_BACKGROUND", 1.5), "MIMIC.MAX_BACKGROUND must lie in"),

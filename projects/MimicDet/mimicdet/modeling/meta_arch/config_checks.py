@@ -16,7 +16,7 @@ from ...config import config_check
 from ...utils.errors import near_names
 from ..backbone.pyramid import PYRAMIDS
 from ..heads.teacher_head import HEADS
-from ..layers import ALIGNMENTS
+from ..layers import ALIGNMENTS, AlignmentLayer
 from .mimicdet import MimicDet
 
 # Keys of Detectron2's two-stage detectors that change nothing here: the value that tells what a
@@ -206,6 +206,13 @@ def _check_heads(cfg) -> Iterator[str]:
     ):
         if name not in known:
             yield f"MODEL.MIMICDET.{key} is {name!r}, not one of {', '.join(known)}"
+    student = keys.STUDENT
+    starts_at_box = getattr(ALIGNMENTS.get(student.ALIGNMENT), "start_at_box", None)
+    if student.OFFSET_INIT != "random" and starts_at_box is AlignmentLayer.start_at_box:
+        yield (
+            f"MODEL.MIMICDET.STUDENT.OFFSET_INIT {student.OFFSET_INIT!r} needs ALIGNMENT 'guided', "
+            f"got {student.ALIGNMENT!r}"
+        )
     if keys.MIMIC.ENABLED and keys.TEACHER.ENABLED:
         if keys.STUDENT.DUAL_PATH != (keys.TEACHER.HEAD == "dual_path"):
             yield (
