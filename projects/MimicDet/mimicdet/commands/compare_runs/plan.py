@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from ...engine import setup_cfg
-from ...utils.errors import UserError, check_choice, read_text
+from ...utils.errors import UserError, check_choice
+from .entries import as_list, as_mapping, as_mappings, as_text, read_yaml
 
 _OWN_KEYS = ("SEED", "OUTPUT_DIR")
 _ENTRIES = ("rows", "sets", "seeds", "pairs", "opts")
@@ -148,28 +148,29 @@ def read_plan(path: Path, seeds: Sequence[int] | None = None) -> Plan:
     Raises:
         UserError: names the file and the entry that is missing, unknown or of a wrong type.
     """
+    content = read_yaml(path)
     try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no plain YAML: {error}") from error
-    try:
-        content = _mapping("the plan", content, required=("rows", "seeds"), known=_ENTRIES)
+        content = as_mapping("the plan", content, required=("rows", "seeds"), known=_ENTRIES)
         rows = [
-            Row(_name(f"{key}.name", x["name"]), _text(f"{key}.config", x["config"]), _opts(key, x))
-            for key, x in _mappings("rows", content, ("name", "config"), ("name", "config", "opts"))
+            Row(
+                _name(f"{key}.name", x["name"]),
+                as_text(f"{key}.config", x["config"]),
+                _opts(key, x),
+            )
+            for key, x in as_mappings(
+                "rows", content, ("name", "config"), ("name", "config", "opts")
+            )
         ]
         sets = [
             DataSet(_name(f"{key}.name", x["name"]), _opts(key, x))
-            for key, x in _mappings("sets", content, ("name",), ("name", "opts"))
+            for key, x in as_mappings("sets", content, ("name",), ("name", "opts"))
         ]
         fields = ("row", "baseline")
         pairs = [
-            Pair(*(_text(f"{key}.{field}", x[field]) for field in fields))
-            for key, x in _mappings("pairs", content, fields, fields)
+            Pair(*(as_text(f"{key}.{field}", x[field]) for field in fields))
+            for key, x in as_mappings("pairs", content, fields, fields)
         ]
-        for index, seed in enumerate(_list("seeds", content["seeds"])):
+        for index, seed in enumerate(as_list("seeds", content["seeds"])):
             if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
                 raise UserError(f"seeds[{index}] must be a whole number >= 0, got {seed!r}")
         return Plan(
@@ -183,41 +184,9 @@ def read_plan(path: Path, seeds: Sequence[int] | None = None) -> Plan:
         raise UserError(f"{path}: {error}") from error
 
 
-def _mapping(key: str, value: Any, required: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{key} must be a mapping of {', '.join(known)}, got {value!r}")
-    for name in value:
-        check_choice(f"an entry of {key}", name, known)
-    missing = [name for name in required if name not in value]
-    if missing:
-        raise UserError(f"{key}: {', '.join(missing)} is missing")
-    return value
-
-
-def _list(key: str, value: Any) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{key} must be a list with entries, got {value!r}")
-    return value
-
-
-def _mappings(
-    key: str, content: dict[str, Any], required: Sequence[str], known: Sequence[str]
-) -> list[tuple[str, dict[str, Any]]]:
-    """(what messages call it, entry) of a list of mappings; none where the list is left out."""
-    entries = _list(key, content[key]) if key in content else []
-    named = [(f"{key}[{index}]", entry) for index, entry in enumerate(entries)]
-    return [(name, _mapping(name, entry, required, known)) for name, entry in named]
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{key} must be a text, got {value!r}")
-    return value
-
-
 def _name(key: str, value: Any) -> str:
     """A name that is also a folder's."""
-    if not _NAME.fullmatch(_text(key, value)):
+    if not _NAME.fullmatch(as_text(key, value)):
         raise UserError(f"{key}: letters, digits and any of _ . + - make a name, not {value!r}")
     return value
 
@@ -228,7 +197,7 @@ def _opts(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
     key = f"{key}.opts".lstrip(".")
     if not isinstance(opts, dict):
         raise UserError(f"{key} must be a mapping of config keys, got {opts!r}")
-    return tuple(text for k, value in opts.items() for text in (_text(key, k), str(value)))
+    return tuple(part for k, value in opts.items() for part in (as_text(key, k), str(value)))
 
 
 def plan_runs(plan: Plan, output: Path) -> list[PlannedRun]:
