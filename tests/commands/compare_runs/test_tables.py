@@ -76,6 +76,41 @@ def test_docs_follow_the_json(file, results, tmp_path, capsys):
         assert page.read_text() == text
 
 
+def test_findings_of_several_files(file, tmp_path, capsys):
+    page, listed = tmp_path / "page.md", tmp_path / "findings.yaml"
+    page.write_text("<!-- runs findings: findings.yaml findings.yaml -->\n<!-- /runs -->\n")
+    listed.write_text(
+        "- {text: taught, runs: runs.json, set: cells, row: taught, baseline: alone}\n"
+        "- {text: both heads, runs: runs.json, set: cells, row: taught}\n"
+        "- {text: one pair, runs: runs.json, set: fish, row: taught, baseline: alone}\n"
+    )
+    assert main(["--update", str(page)]) == 0
+    rows = [
+        "| taught | cells | 3 | 42.0 | 44.0 | +2.0 [-0.5, +4.5] |",
+        "| both heads | cells | 3 | 54.0 | 44.0 | -10.0 [-12.5, -7.5] |",
+        "| one pair | fish | 1 | 30.0 | 29.0 | -1.0 |",
+    ]
+    header = "| What | Data | Pairs | Baseline AP | AP | Difference [95 % interval] |"
+    assert page.read_text().splitlines()[2:10] == [header, "| --- " * 6 + "|", *rows, *rows]
+    for text, message in (
+        ("{}", "the findings must be a list with entries"),
+        ("- {text: a, runs: runs.json, set: cells}", r"findings.yaml: \[0\]: row is missing"),
+        ("- {text: 1, runs: runs.json, set: cells, row: taught}", r"\[0\].text must be a text"),
+        ("- {text: a, runs: none.json, set: cells, row: taught}", "findings.yaml: .*none.json"),
+        (
+            "- {text: a, runs: runs.json, set: fish, row: taught}",
+            "runs.json has no pair of taught and taught, T-head, on fish",
+        ),
+        (
+            "- {text: a, runs: runs.json, set: cells, row: taught, baseline: it}",
+            "no pair of taught and it, S-head",
+        ),
+    ):
+        listed.write_text(text)
+        assert main(["--update", str(page)]) == 2
+        assert re.search(message, capsys.readouterr().err), message
+
+
 def test_the_tables_are_printed(file, results, capsys):
     assert main(["--report", str(file), "--markdown"]) == 0
     assert capsys.readouterr().out == markdown(results)

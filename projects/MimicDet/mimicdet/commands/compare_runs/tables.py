@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...utils.errors import UserError, file_errors, read_text
 from ...utils.files import new_path
+from .findings import read_findings
 from .records import Dropped, Results, merge, read_results
 from .statistics import (
     HEADS,
@@ -22,6 +23,7 @@ from .statistics import (
 Table = tuple[list[str], list[list[str]]]  # header, rows
 
 PARTS = ("means", "gains", "summary")
+_FINDINGS = "findings"
 _MARKED = re.compile(
     r"(?P<begin><!-- runs(?P<part> \w+)?: (?P<files>[^\n>]+?) -->\n)(?P<text>.*?)"
     r"(?P<end><!-- /runs -->)",
@@ -94,6 +96,19 @@ def summary_table(results: Results) -> Table:
     return [header[i] for i in kept], [[row[i] or "-" for i in kept] for row in table]
 
 
+def findings_table(paths: Sequence[Path]) -> Table:
+    """A row for each difference that the files list, see `read_findings`."""
+    rows = [
+        [
+            *(x.text, x.set, str(x.difference.count), f"{x.baseline_ap:.1f}", f"{x.ap:.1f}"),
+            difference_text(x.difference),
+        ]
+        for path in paths
+        for x in read_findings(path)
+    ]
+    return ["What", "Data", "Pairs", "Baseline AP", "AP", "Difference [95 % interval]"], rows
+
+
 def difference_text(difference: Difference | None) -> str:
     """Such as "+1.2 [+0.3, +2.1]"; without interval for one pair, "-" for none."""
     if difference is None:
@@ -128,17 +143,22 @@ def markdown(results: Results, part: str = "") -> str:
     for set_name, (header, rows) in tables:
         if rows:
             title = f"**{set_name}**\n\n" if set_name else ""
-            lines = [header, ["---"] * len(header), *rows]
-            blocks.append(title + "".join("| " + " | ".join(x) + " |\n" for x in lines))
+            blocks.append(title + _lines(header, rows))
     blocks += [f"{dropped_text(x)}\n" for x in results.dropped]
     return "\n".join(blocks)
+
+
+def _lines(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(x) + " |\n" for x in lines)
 
 
 def updated_page(path: Path) -> tuple[str, str]:
     """
     (text of a Markdown page, the same with its tables made anew). Tables stand between the lines
     `<!-- runs: FILE ... -->` and `<!-- /runs -->`; `runs means:` (gains, summary) asks for a part.
-    FILE, without blanks, is a runs.json, from the page's folder; several are merged.
+    FILE, without blanks, is a runs.json, from the page's folder; several are merged. `runs
+    findings:` takes lists of differences instead, see `read_findings`.
 
     Raises:
         UserError: no marker, one that is not understood, or a FILE that cannot be read.
@@ -153,10 +173,14 @@ def updated_page(path: Path) -> tuple[str, str]:
 
     def make(match: re.Match) -> str:
         part = (match["part"] or "").strip()
-        if part and part not in PARTS:
-            raise UserError(f"{path}: 'runs {part}:' must be one of {', '.join(PARTS)}")
+        if part and part not in (*PARTS, _FINDINGS):
+            known = ", ".join((*PARTS, _FINDINGS))
+            raise UserError(f"{path}: 'runs {part}:' must be one of {known}")
         files = [path.parent / name for name in match["files"].split()]
-        table = markdown(merge([(str(file), read_results(file)) for file in files]), part)
+        if part == _FINDINGS:
+            table = _lines(*findings_table(files))
+        else:
+            table = markdown(merge([(str(file), read_results(file)) for file in files]), part)
         return f"{match['begin']}\n{table}\n{match['end']}"
 
     return text, _MARKED.sub(make, text)
