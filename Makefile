@@ -46,7 +46,7 @@ lint:
 		"$$python" -m ruff format --check . && \
 		"$$python" -m ruff check . && \
 		"$$python" -m mypy && \
-		"$$python" tools/compare_runs.py --update docs/evidence.md MODEL_ZOO.md --check
+		"$$python" tools/compare_runs.py --update README.md MODEL_ZOO.md docs/evidence.md --check
 
 clean:
 	rm -rf build dist
