@@ -82,6 +82,7 @@ def test_the_head_starts_at_boxes_only_when_asked():
     "opts",
     [
         ["MODEL.MIMICDET.STUDENT.OFFSET_INIT", "nowhere"],
+        ["MODEL.MIMICDET.STUDENT.OFFSET_INIT", "box", "MODEL.MIMICDET.STUDENT.ALIGNMENT", "conv"],
         [
             *("MODEL.MIMICDET.STUDENT.OFFSET_INIT", "box"),
             *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64], [128], [256], [400]]"),

@@ -99,8 +99,8 @@ class AlignmentLayer(nn.Module):
     def start_at_box(
         self, anchor_size: float, delta_weights: Sequence[float], to_edges: bool = False
     ) -> None:
-        """Let the points start on a grid over the adjusted anchor box."""
-        raise NotImplementedError(f"{type(self).__name__} cannot start at boxes")
+        """Let the points start on a grid over the adjusted anchor box, where the layer can."""
+        raise UserError(f"{_AT_BOXES} needs ALIGNMENT 'guided'")
 
 
 @register_alignment("conv")
@@ -210,8 +210,7 @@ def start_at_boxes(alignments: nn.ModuleDict, settings: AlignmentSettings) -> No
     Call start_at_box of every layer.
 
     Raises:
-        UserError: levels of one layer whose anchors differ in strides.
-        NotImplementedError: a layer that cannot; `check_mimicdet` refuses it before.
+        UserError: a layer that cannot, or levels of one layer whose anchors differ in strides.
     """
     for name, layer in alignments.items():
         sizes = {s for s, own in zip(settings.anchor_sizes, settings.layer_names) if own == name}
